@@ -1,0 +1,43 @@
+"""Run the named branches of a parallel step: under a limit, each cancellable, all breachable."""
+
+from . import abc as abc
+from ._branch import Branch as Branch, current_branch as current_branch
+from ._breach import Breach as Breach
+from ._cpus import usable_cpus as usable_cpus
+from ._errors import (
+    BranchErrors as BranchErrors,
+    BranchNotDone as BranchNotDone,
+    Breached as Breached,
+    StepTimeout as StepTimeout,
+)
+from ._limiter import BranchLimiter as BranchLimiter, LimiterStatistics as LimiterStatistics
+from ._nursery import (
+    BranchNursery as BranchNursery,
+    NurseryStatistics as NurseryStatistics,
+)
+from ._open import (
+    NurseryOptions as NurseryOptions,
+    open_branch_nursery as open_branch_nursery,
+)
+from ._outcomes import (
+    BranchStatus as BranchStatus,
+    ParallelResult as ParallelResult,
+    StepResult as StepResult,
+)
+from ._policies import (
+    COLLECT as COLLECT,
+    FAIL_FAST as FAIL_FAST,
+    FIRST_SUCCESS as FIRST_SUCCESS,
+    Decision as Decision,
+    Policy as Policy,
+    Tally as Tally,
+    quorum as quorum,
+    tolerate as tolerate,
+    until as until,
+)
+from ._rules import CancelRule as CancelRule
+from ._run_branches import (
+    run_branches as run_branches,
+    run_branches_sync as run_branches_sync,
+)
+from ._threads import check_cancelled as check_cancelled, in_thread as in_thread

@@ -1,0 +1,123 @@
+"""`Branch`: what users hold of one branch, live."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
+
+from ._records import QUEUED, RUNNING, Record, running_record
+from ._util import NoPublicConstructor, check_int, check_str
+from .hosts import current_run, protected
+
+if TYPE_CHECKING:
+    from ._outcomes import StepResult
+    from .hosts._abc import Run
+
+T = TypeVar("T")
+
+
+@final
+class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
+    """A live handle; `current_branch` is the one that the caller runs in.
+
+    Made by `BranchNursery.start_soon`.  It stays valid after its end.
+
+    >>> import trio
+    >>> from trio_parallel_steps import open_branch_nursery
+    >>> async def main():
+    ...     async with open_branch_nursery(2) as nursery:
+    ...         branch = nursery.start_soon("slow", trio.sleep_forever)
+    ...         branch.cancel("not needed")
+    ...     return branch, nursery.result["slow"].reason
+    >>> trio.run(main)
+    (<Branch 'slow' skipped>, 'not needed')
+    """
+
+    __slots__ = ()
+
+    @property
+    def priority(self) -> int:
+        """Higher is admitted first.  Settable while queued, else RuntimeError."""
+        return self._priority
+
+    @priority.setter
+    @protected
+    def priority(self, priority: int) -> None:
+        check_int("priority", priority)
+        if self.status is not QUEUED or self._step is None:
+            raise RuntimeError(f"{self!r} is not queued: its priority can't change any more")
+        current_run().check_thread()
+        self._step.reorder(self, priority)
+
+    @protected
+    def cancel(self, reason: str | None = None) -> bool:
+        """Tell it to stop; queued, it ends at once as SKIPPED.
+
+        Returns True if it was live and this was the first request to stop it (it may still
+        return), else False.
+        """
+        if reason is not None:
+            check_str("reason", reason)
+        step = self._step
+        if step is None:
+            return False
+        step.run.check_thread()
+        return step.cancel(self, "cancelled" if reason is None else reason)
+
+    @protected
+    async def wait(self) -> StepResult[T]:
+        """Wait until it has ended.  A checkpoint.
+
+        Raises RuntimeError inside a branch.
+        """
+        run = current_run()
+        if enclosing_branch(run) is not None:
+            raise RuntimeError("Branch.wait() can't be called inside a branch")
+        if self._step is None:
+            await run.checkpoint()
+            return self.result
+        self._step.run.check_thread()
+        event = run.event()
+        done = self._done = self._done or []
+        done.append(event.set)
+        try:
+            await event.wait()
+        finally:
+            done.remove(event.set)
+        return self.result
+
+    @protected
+    def report(self, done: float, total: float | None = None) -> None:
+        """Progress, for observers: ``done`` of ``total`` units of any kind."""
+        if (step := self._step) is not None:
+            step.run.check_thread()
+            if step.observers:
+                step.tell("branch_progressed", self, done, total)
+
+
+def enclosing_branch(run: Run) -> Branch[Any] | None:
+    record = running_record.get(None)
+    if record is None or record.status is not RUNNING:
+        return None  # outside, or in a task that has outlived the branch
+    step = record._step
+    if step is None or step.run is not run:  # in a run of its own in a thread of the branch
+        return None
+    return cast("Branch[Any]", record)
+
+
+def current_branch() -> Branch[Any]:
+    """The branch that the caller runs in: its own code, or tasks and threads that it started.
+
+    RuntimeError outside a branch; a task that outlives the branch it came from is outside.
+
+    >>> current_branch()
+    Traceback (most recent call last):
+    RuntimeError: not inside a branch
+    """
+    record = running_record.get(None)
+    if record is None or record.status is not RUNNING:
+        raise RuntimeError("not inside a branch")
+    return cast("Branch[Any]", record)
+
+
+new_branch: Final = cast("type[Branch[Any]]", partial(type.__call__, Branch))

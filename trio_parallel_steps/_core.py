@@ -1,0 +1,477 @@
+"""The core of a step: it owns all decisions, and knows no event loop.
+
+1. Synchronous and single-threaded: state changes between two checkpoints only, so no locks.
+2. The host reports (`begin`, `returned`, `raised`, `stopped`) and runs what it is given next; the
+   core asks the host for little: run a record, stop a record, stop everything, call me at the next
+   checkpoint, wake the block.
+3. One record, one ending.  The first request to stop is the cause; the code decides the ending.
+4. A step that was told to stop starts nothing more: what is queued is skipped in the same instant.
+5. When a branch ends: its observers are told, cancel rules are applied, the policy is asked, and
+   only then its token admits anyone.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ._errors import TooSlowError
+from ._outcomes import said
+from ._policies import Decision, EnginePolicy, Tally
+from ._records import (
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    STOPPED_AS,
+    SUCCEEDED,
+    Cause,
+    Record,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from ._admission import Entry, Pool
+    from ._outcomes import BranchStatus
+    from ._rules import Rules
+    from .abc import Observer
+    from .hosts._abc import Run
+
+CANCELLED_FROM_OUTSIDE: Final = "cancelled from outside"
+
+
+class Placement(Protocol):
+    """What the core asks of its host."""
+
+    def run(self, record: Record) -> None:
+        """Start it soon, in a place of its own."""
+
+    def stop(self, record: Record, reason: str) -> None:
+        """Cancel one that runs; it may not have begun."""
+
+    def stop_all(self, reason: str) -> None:
+        """Cancel all that runs, and the body."""
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it at the next checkpoint."""
+
+    def overtaken(self, record: Record | None) -> Cause | None:
+        """What stopped the record, or the step, that the core has not been told of yet: a deadline,
+        or a cancellation from outside."""
+
+    def is_cancelled(self) -> bool:
+        """Has the step's deadline passed, or has it been cancelled from outside (or by us)?"""
+
+    def now(self) -> float: ...
+
+    def wake(self) -> None:
+        """Nothing is outstanding: let the block go."""
+
+
+class StepCore:
+    """One step."""
+
+    __slots__ = (
+        "announcer",
+        "body_open",
+        "cause",
+        "closed",
+        "crashes",
+        "cut",
+        "depth",
+        "endings",
+        "errors",
+        "failed",
+        "handle",
+        "held",
+        "host",
+        "listeners",
+        "name",
+        "observers",
+        "outstanding",
+        "paused",
+        "peak",
+        "policy",
+        "pool",
+        "ran",
+        "_endings_before_stop",
+        "reason",
+        "records",
+        "rules",
+        "run",
+        "running",
+        "succeeded",
+        "timeout",
+        "_asked_on_success",
+        "_before_stop",
+        "_is_over",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        pool: Pool,
+        policy: EnginePolicy,
+        rules: Rules | None,
+        observers: list[Observer],
+        run: Run,
+        depth: int,
+        timeout: float,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.policy = policy
+        self.rules = rules
+        self.observers = observers
+        self.run = run
+        self.announcer = run.announcer
+        self.depth = depth
+        self.timeout = timeout
+        self.host: Placement
+        self.handle: Any  # what observers and users hold
+        self.records: dict[Hashable, Record] = {}  # in the order of submission
+        self.endings: list[Record] = []  # in the order of ending, skipped ones included
+        self.ran = 0  # how many of these did run
+        self._endings_before_stop = 0
+        self._is_over = False
+        self.cut = 0  # what a stop of the step has cut short: branches, and the body
+        self.outstanding = 0
+        self.running = 0
+        self.peak = 0
+        self.succeeded = 0
+        self.failed = 0
+        self.body_open = True
+        self.closed = False
+        self.paused: str | None = None
+        self.held: list[Entry] = []  # set aside by the pool while we are paused
+        self.cause: Cause | None = None
+        self.reason: str | None = None
+        self.crashes: list[BaseException] = []  # out of callbacks: never collected
+        self.errors: list[Exception] = []  # of the body, and of a policy that raised
+        self.listeners: list[Callable[[], object]] = []  # called at the next ending, once
+        self._before_stop: tuple[Cause | None, str | None] = (None, None)
+        self._asked_on_success = SUCCEEDED in policy.asked_on
+
+    # ------------------------------------------------------------ branches come
+
+    def submit(self, record: Record) -> None:
+        self.records[record.key] = record
+        self.outstanding += 1
+        self._notice()
+        admissible = self.cause is None
+        if admissible:
+            if self.rules is not None:
+                self.rules.submitted(record)
+            self.pool.push(record, self.depth)
+        if self.observers:
+            self.tell("branch_queued", record)
+        if admissible:
+            self.pool.kick(self)
+        elif record._step is not None:  # an observer may have been quicker
+            self._skip_now(record)
+
+    def granted(self, record: Record) -> None:
+        self.host.run(record)
+
+    def begin(self, record: Record, now: float) -> None:
+        """Its function is called next."""
+        record.status = RUNNING
+        record.attempts += 1
+        record.started_at = now
+        self.running = running = self.running + 1
+        if running > self.peak:
+            self.peak = running
+        if self.observers:
+            self.tell("branch_started", record)
+
+    # ------------------------------------------------------------ and go: the record to run next
+
+    def returned(self, record: Record, value: Any, now: float) -> Record | None:
+        record._value = value
+        self.succeeded += 1
+        return self._ran(record, SUCCEEDED, now, self._asked_on_success)
+
+    def raised(self, record: Record, error: Exception, now: float) -> Record | None:
+        self._notice()
+        if self.is_stopping():
+            self.cut += 1
+        record._value = error
+        self.failed += 1
+        return self._ran(record, FAILED, now, FAILED in self.policy.asked_on)
+
+    def stopped(self, record: Record, now: float) -> Record | None:
+        """Only Cancelled came out of it (or what no one collects: a KeyboardInterrupt)."""
+        cause = record._cause or self.cause
+        assert cause is not None
+        status = STOPPED_AS[cause]
+        if record._cause is None:
+            record._reason = self.reason
+            self.cut += 1
+        elif cause is Cause.TIMEOUT:
+            self.failed += 1
+            record._value = TooSlowError(f"{record.key!r} {record._reason}")
+        return self._ran(record, status, now, status in self.policy.asked_on)
+
+    def not_begun(self, record: Record) -> Record | None:
+        """Its place has come up, and it was skipped meanwhile."""
+        assert record._token is not None
+        return self._pass_on(record)
+
+    def _ran(
+        self, record: Record, status: BranchStatus, now: float, ask_policy: bool
+    ) -> Record | None:
+        record.status = status
+        record.ended_at = now
+        record.completion_index = self.ran
+        self.ran += 1
+        self.running -= 1
+        self._ended(record)
+        if self.rules is not None and self.cause is None:
+            self._apply_rules(record)
+        if self.cause is None and (ask_policy or self.policy.has_goal):
+            self._judge(record, ask_policy)
+        if not self.outstanding:
+            self.host.wake()
+        return self._pass_on(record)
+
+    def _pass_on(self, record: Record) -> Record | None:
+        token = record._token
+        record._token = None
+        assert token is not None
+        following: Record | None = self.pool.pass_on(token, self)
+        return following
+
+    def _ended(self, record: Record) -> None:
+        record._fn = record._context = record._step = None
+        record._args = ()
+        self.endings.append(record)
+        self.outstanding -= 1
+        if record._done is not None:
+            for done in record._done:
+                done()
+        if self.listeners:
+            listeners, self.listeners = self.listeners, []
+            for listener in listeners:
+                listener()
+        if self.observers:
+            self.tell("branch_ended", record, record.result)
+
+    def skip(self, record: Record, reason: str, now: float) -> None:
+        """End one that never ran."""
+        record.status = SKIPPED
+        record._reason = reason
+        record.ended_at = now
+        self._ended(record)
+        asked = SKIPPED in self.policy.asked_on
+        if self.cause is None and (asked or self.policy.has_goal):
+            self._judge(record, asked)
+        if not self.outstanding:
+            self.host.wake()
+
+    def _skip_now(self, record: Record) -> None:
+        assert self.reason is not None
+        self.skip(record, self.reason, record.submitted_at)
+
+    def _apply_rules(self, record: Record) -> None:
+        assert self.rules is not None
+        for other, reason in self.rules.ended(record):
+            self.cancel(other, reason)
+
+    # ------------------------------------------------------------ the policy
+
+    def tally(self) -> Tally:
+        return Tally(self.succeeded, self.failed, len(self.endings), self.outstanding)
+
+    def _judge(self, record: Record, ask: bool) -> None:
+        tally = self.tally()
+        if ask:
+            try:
+                decision = self.policy.on_end(record.key, record.result, tally)
+            except Exception as exc:  # as an exception of the body
+                self.errors.append(exc)
+                self.stop(Cause.BODY, f"the policy raised {said(exc)}")
+                return
+            except BaseException as exc:
+                self._crashed(exc)
+                return
+            if decision is Decision.SATISFIED:
+                self.stop(Cause.SATISFIED, f"policy satisfied by {record.key!r}")
+                return
+            if decision is Decision.FAILED:
+                why = record.result.feedback or f"{record.key!r} succeeded"
+                self.stop(Cause.POLICY, f"policy failed: {why}")
+                return
+        self._judge_reach(tally)
+
+    def _judge_reach(self, tally: Tally) -> None:
+        if not self.body_open and not self.policy.in_reach(tally):
+            self.stop(Cause.POLICY, f"{self.policy!r} can no longer be met")
+
+    def body_ended(self) -> None:
+        """The body submits no more (branches still may)."""
+        self.body_open = False
+        if self.cause is None and self.policy.has_goal:
+            self._judge_reach(self.tally())
+
+    def settle(self) -> None:
+        """All has ended, the host has gone.  A deadline that passed while all ended by itself has
+        stopped nothing: what the policy was not asked meanwhile, it is asked now."""
+        self._is_over = True
+        if self.cause is not Cause.DEADLINE or self.cut:
+            return
+        self.cause, self.reason = self._before_stop
+        for record in self.ended_while_stopping():
+            if self.cause is None and record.status in self.policy.asked_on:
+                self._judge(record, ask=True)
+        if self.cause is None:
+            self._judge_reach(self.tally())
+
+    def ended_while_stopping(self) -> list[Record]:
+        return self.endings[self._endings_before_stop :]
+
+    def succeeded_as_asked(self) -> bool:
+        return not self.is_stopping() and self.policy.kept(self.tally())
+
+    # ------------------------------------------------------------ stops
+
+    def is_stopping(self) -> bool:
+        return self.cause is not None and self.cause is not Cause.SATISFIED
+
+    def leave_pool(self) -> None:
+        """Nothing will be admitted any more.  A stopped step still takes submissions of branches
+        that unwind, and skips them."""
+        self.closed = not self.is_stopping()
+        self.pool.steps.pop(self, None)
+
+    def cancel(self, record: Record, reason: str) -> bool:
+        """Tell one branch to stop.  True if it was the first request."""
+        if record._step is None or record._cause is not None:
+            return False
+        if self.is_stopping() or self._overtaken(record):
+            return False
+        self._tell_to_stop(record, Cause.CANCEL, reason)
+        return True
+
+    def _tell_to_stop(self, record: Record, cause: Cause, reason: str) -> None:
+        record._cause = cause
+        record._reason = reason
+        if self.observers:
+            self.tell("cancel_requested", record, reason)
+        if record.status is QUEUED:
+            if record._step is not None:  # an observer may have been quicker
+                self._unqueue(record)
+                self.skip(record, reason, self.host.now())
+        elif record.status is RUNNING:
+            self.host.stop(record, reason)
+
+    def _unqueue(self, record: Record) -> None:
+        if record._token is None:
+            self.pool.forget()
+
+    def _overtaken(self, record: Record | None) -> bool:
+        """Has a deadline or a cancellation from outside come first?"""
+        cause = self.host.overtaken(record)
+        if cause is None:
+            return False
+        if cause is Cause.TIMEOUT:
+            assert record is not None
+            self.timed_out(record)
+        else:
+            self._stop(cause, self.why(cause))
+        return True
+
+    def timed_out(self, record: Record) -> None:
+        """Its own timeout has passed, and nothing had stopped it before."""
+        record._cause = Cause.TIMEOUT
+        record._reason = f"timed out after {record._timeout} s"
+
+    def why(self, cause: Cause) -> str:
+        if cause is Cause.DEADLINE:
+            return f"step timed out after {self.timeout} s"
+        return CANCELLED_FROM_OUTSIDE
+
+    def stop(self, cause: Cause, reason: str) -> bool:
+        """Tell the step to stop.  True if it was the first request (a satisfied policy does not
+        count: it leaves the body alone)."""
+        if self._is_over:
+            self.cause, self.reason = cause, reason
+            return True
+        if self.is_stopping() or self._overtaken(None):
+            return False
+        self._stop(cause, reason)
+        return True
+
+    def _notice(self) -> None:
+        """A deadline or a cancellation from outside that nobody has reported yet."""
+        if not self.is_stopping() and self.host.is_cancelled():
+            self.interrupted()
+
+    def interrupted(self) -> None:
+        """Cancelled came out of something, and nobody here had asked for it."""
+        if not self.is_stopping():
+            cause = self.host.overtaken(None) or Cause.OUTSIDE
+            self._stop(cause, self.why(cause))
+
+    def _stop(self, cause: Cause, reason: str) -> None:
+        self._settle_timeouts()
+        self._before_stop = (self.cause, self.reason)
+        self.cause = cause
+        self.reason = reason
+        self._endings_before_stop = len(self.endings)
+        now = self.host.now()
+        queued = [record for record in self.records.values() if record.status is QUEUED]
+        if cause is Cause.SATISFIED:
+            running = [record for record in self.records.values() if record.status is RUNNING]
+            for record in running:
+                if record._cause is None:
+                    self._tell_to_stop(record, cause, reason)
+        else:
+            self.host.stop_all(reason)
+        if cause is Cause.BREACH and self.observers:
+            self.tell("breached", self.handle, reason)
+        for record in queued:
+            if record.status is QUEUED:
+                self.cut += 1
+                self._unqueue(record)
+                self.skip(record, reason, now)
+        self.held.clear()
+
+    def _settle_timeouts(self) -> None:
+        """A timeout of a branch's own that has passed came before this stop."""
+        for record in self.records.values():
+            if (
+                record.status is RUNNING
+                and record._timeout != inf
+                and record._cause is None
+                and self.host.overtaken(record) is Cause.TIMEOUT
+            ):
+                self.timed_out(record)
+
+    # ------------------------------------------------------------ changes
+
+    def reorder(self, record: Record, priority: int) -> None:
+        record._priority = priority
+        if record._token is None:
+            self.pool.reorder(record, self.depth)
+
+    def pause(self, reason: str) -> None:
+        self.paused = reason
+
+    def resume(self) -> None:
+        self.paused = None
+        held, self.held = self.held, []
+        self.pool.put_back(held)
+        self.pool.kick(self)
+
+    def tell(self, hook: str, *args: Any) -> None:
+        try:
+            self.announcer.tell(self.observers, hook, *args)
+        except BaseException as exc:  # an Exception is the announcer's business
+            self._crashed(exc)
+
+    def _crashed(self, exc: BaseException) -> None:
+        """A KeyboardInterrupt or SystemExit out of a callback: it leaves with the block, where
+        nothing of the engine is half done."""
+        self.crashes.append(exc)
+        self.stop(Cause.CRASH, f"a callback raised {said(exc)}")

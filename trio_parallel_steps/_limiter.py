@@ -1,0 +1,223 @@
+"""`BranchLimiter`: an admission pool that steps and plain tasks share.
+
+1. It is bound to the run of an event loop while anything of that run uses it, and to none while
+   idle: its pool is made anew for each run.
+2. A task that enters it by ``async with`` waits in the same queue as branches do, at priority 0.
+3. A grant that comes too late, as the waiter has been cancelled, is given back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+import attrs
+
+from ._admission import Entry, Pool, Token
+from ._branch import enclosing_branch
+from ._records import QUEUED, RUNNING, SKIPPED
+from ._util import check_str, check_tokens
+from .hosts import current_run, protected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from ._core import StepCore
+    from .hosts._abc import Run
+
+
+@final
+@attrs.frozen
+class LimiterStatistics:
+    """How a `BranchLimiter` stands."""
+
+    total_tokens: int | float
+    borrowed_tokens: int
+    tasks_waiting: int
+    """queued branches, and tasks that wait to enter"""
+    paused: str | None
+    """the reason, or None"""
+    admitted: int
+    """so far, in this run of the event loop"""
+
+
+class _Entrant:
+    """A task that waits to enter: a waiter, and in the pool's eyes a step of its own."""
+
+    __slots__ = ("_arrival", "_priority", "_step", "_token", "_wake", "held", "status")
+
+    depth = 0
+    paused: str | None = None
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.status = QUEUED
+        self.held: list[Entry] = []
+        self._priority = 0
+        self._arrival = 0
+        self._token: Token | None = None
+        self._step = self
+        self._wake = wake
+
+    def granted(self, waiter: _Entrant) -> None:
+        self.status = RUNNING
+        self._wake()
+
+
+@final
+class BranchLimiter:
+    """An admission pool, shareable by any number of steps, with one queue for all of them: higher
+    priority first, then deeper nesting, then first come.
+
+    On trio it borrows from one `trio.CapacityLimiter`.  Names are that class's.  It is also a plain
+    semaphore for any code: ``async with limiter:`` holds a token through every wait.
+
+    Bound to one run of an event loop while not idle, else RuntimeError.
+
+    >>> import trio
+    >>> from trio_parallel_steps import run_branches
+    >>> async def main():
+    ...     shared = BranchLimiter(2, name="database")
+    ...     async with shared:
+    ...         pass
+    ...     await run_branches({"a": trio.lowlevel.checkpoint}, shared)
+    ...     return shared
+    >>> trio.run(main)
+    <BranchLimiter 'database': 0 of 2 in use, 0 waiting>
+    """
+
+    __slots__ = ("_holders", "_name", "_paused", "_pool", "_run", "_total_tokens")
+
+    def __init__(self, total_tokens: int | float, *, name: str | None = None) -> None:
+        self._total_tokens = check_tokens("total_tokens", total_tokens)
+        self._name = None if name is None else check_str("name", name)
+        self._paused: str | None = None
+        self._run: Run | None = None
+        self._pool: Pool | None = None
+        self._holders: dict[Hashable, Token] = {}  # by task
+
+    @property
+    def name(self) -> str | None:
+        return self._name
+
+    @property
+    def total_tokens(self) -> int | float:
+        """Settable at run time; shrinking never cancels, it admits fewer."""
+        return self._total_tokens
+
+    @total_tokens.setter
+    @protected
+    def total_tokens(self, total_tokens: int | float) -> None:
+        check_tokens("total_tokens", total_tokens)
+        self._check_thread()
+        old, self._total_tokens = self._total_tokens, total_tokens
+        if self._pool is not None and old != total_tokens:
+            self._pool.set_cap(total_tokens)
+            for step in self._pool.steps:
+                step.announcer.tell(
+                    step.observers, "limit_changed", self, old, total_tokens, "total_tokens was set"
+                )
+
+    @property
+    def borrowed_tokens(self) -> int:
+        return 0 if self._pool is None else self._pool.used
+
+    @property
+    def available_tokens(self) -> int | float:
+        return self._total_tokens - self.borrowed_tokens
+
+    def statistics(self) -> LimiterStatistics:
+        """How it stands now."""
+        waiting, admitted = (
+            (0, 0) if (pool := self._pool) is None else (pool.waiting, pool.admitted)
+        )
+        return LimiterStatistics(
+            self._total_tokens, self.borrowed_tokens, waiting, self._paused, admitted
+        )
+
+    @protected
+    def pause(self, reason: str) -> None:
+        """Admit nothing more until `resume`; what runs goes on.  The last reason stands."""
+        check_str("reason", reason)
+        self._set_paused(reason)
+
+    @protected
+    def resume(self) -> None:
+        """Lift `pause`."""
+        self._set_paused(None)
+
+    def _set_paused(self, reason: str | None) -> None:
+        self._check_thread()
+        self._paused = reason
+        if self._pool is not None:
+            self._pool.set_paused(reason)
+
+    def _check_thread(self) -> None:
+        if self._run is not None and self._pool is not None and not self._pool.is_idle():
+            self._run.check_thread()
+
+    def _bind(self, run: Run) -> Pool:
+        """The pool, in this run."""
+        if self._run is not run or self._pool is None:
+            if self._pool is not None and not self._pool.is_idle():
+                raise RuntimeError(f"{self!r} is in use by another run of an event loop")
+            self._run = run
+            self._holders = {}
+            self._pool = Pool(run.ledger(self._total_tokens), self._total_tokens, self._paused)
+        return self._pool
+
+    def _open(self, run: Run, step: StepCore) -> None:
+        assert self._pool is not None
+        self._pool.steps[step] = None
+
+    def _check_not_held(self, run: Run) -> None:
+        """Who waits for a token of the pool that it holds one of may wait for ever."""
+        branch = enclosing_branch(run)
+        if branch is not None and branch._step is not None and branch._step.pool is self._pool:
+            raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
+        if run.current_task() in self._holders:
+            raise RuntimeError(f"this task holds a token of {self!r} already")
+
+    @protected
+    async def __aenter__(self) -> None:
+        """Take a token, waiting for it if need be.  A checkpoint.
+
+        Raises RuntimeError in a task that is in it already, and in a branch that runs on it.
+        """
+        run = current_run()
+        pool = self._bind(run)
+        self._check_not_held(run)
+        event = run.event()
+        entrant = _Entrant(event.set)
+        if pool.fits() and not pool.waiting:
+            pool.take_now(entrant)
+            event.set()
+        else:
+            pool.push(entrant, entrant.depth)
+        try:
+            await event.wait()
+        except BaseException:
+            entrant.status = SKIPPED
+            if entrant._token is None:
+                pool.forget()
+            else:
+                pool.give_back(entrant._token)
+            raise
+        assert entrant._token is not None
+        self._holders[run.current_task()] = entrant._token
+
+    @protected
+    async def __aexit__(self, *exc: object) -> None:
+        """Give the token back.  Not a checkpoint."""
+        run = current_run()
+        token = self._holders.pop(run.current_task(), None)
+        if token is None or self._pool is None:
+            raise RuntimeError(f"this task holds no token of {self!r}")
+        self._pool.give_back(token)
+
+    def __repr__(self) -> str:
+        name = "" if self._name is None else f" {self._name!r}"
+        paused = "" if self._paused is None else f", paused: {self._paused}"
+        waiting = 0 if self._pool is None else self._pool.waiting
+        return (
+            f"<BranchLimiter{name}: {self.borrowed_tokens} of {self._total_tokens} in use, "
+            f"{waiting} waiting{paused}>"
+        )

@@ -1,0 +1,270 @@
+"""`open_branch_nursery`: a step's block, from entering it to what it raises.
+
+It checks options and wires a core to a host; where the branches run is the host's business, and how
+the block ends `_endings`'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, TypedDict, final
+
+import attrs
+
+from ._branch import Branch, enclosing_branch
+from ._breach import Breach
+from ._core import StepCore
+from ._endings import conclude
+from ._errors import Breached
+from ._limiter import BranchLimiter
+from ._nursery import BranchNursery
+from ._outcomes import ParallelResult, said
+from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
+from ._records import Cause
+from ._rules import CancelRule, Rules, check_rules
+from ._util import NoPublicConstructor, check_seconds, check_str, check_tokens, expected
+from .abc import Observer
+from .hosts import check_host, current_run, protected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Any
+
+    from .hosts._abc import Host
+
+
+@attrs.frozen
+class _Options:
+    """What `open_branch_nursery` was given, checked."""
+
+    limit: int | float | BranchLimiter | None
+    name: str
+    policy: EnginePolicy
+    timeout: float
+    move_on: bool
+    breach: Breach | None
+    cancel_rules: tuple[CancelRule, ...]
+    observers: tuple[Observer, ...]
+    host: str | None
+    redeliver: float
+
+
+class NurseryOptions(TypedDict, total=False):
+    """Options of `open_branch_nursery`, for functions that pass them on."""
+
+    name: str | None
+    policy: Policy
+    fail_after: float
+    move_on_after: float
+    breach: Breach | None
+    cancel_rules: Iterable[CancelRule]
+    observers: Iterable[Observer]
+    host: str | None
+    redeliver: float
+
+
+@final
+class BranchNurseryManager(metaclass=NoPublicConstructor):
+    """The async context manager that `open_branch_nursery` returns, for one use."""
+
+    __slots__ = ("_host", "_nursery", "_opened_at", "_opened_at_unix", "_options")
+
+    def __init__(self, options: _Options) -> None:
+        self._options = options
+        self._nursery: BranchNursery | None = None
+        self._host: Host
+        self._opened_at: float
+        self._opened_at_unix: float
+
+    @protected
+    async def __aenter__(self) -> BranchNursery:
+        if self._nursery is not None:
+            raise RuntimeError(
+                "a branch nursery can be opened once: call open_branch_nursery again"
+            )
+        options = self._options
+        run = current_run(options.host)
+        if (enclosing := enclosing_branch(run)) is not None:
+            self._check_nesting(enclosing)
+        if options.breach is not None and options.breach.reason is not None:
+            raise Breached(options.breach.reason)
+        limiter = options.limit
+        if not isinstance(limiter, BranchLimiter):
+            limiter = BranchLimiter(run.default_limit() if limiter is None else limiter)
+        pool = limiter._bind(run)
+        limiter._check_not_held(run)
+        rules = Rules(options.cancel_rules) if options.cancel_rules else None
+        depth = 0 if enclosing is None or enclosing._step is None else enclosing._step.depth + 1
+        core = StepCore(
+            options.name,
+            pool,
+            options.policy,
+            rules,
+            list(options.observers),
+            run,
+            depth,
+            options.timeout,
+        )
+        nursery = self._nursery = core.handle = BranchNursery._create(core, limiter)
+        self._host = core.host = run.host(options.name, options.redeliver)
+        self._opened_at = run.now()
+        self._opened_at_unix = time.time()
+        await self._host.enter(core, options.timeout)
+        pool.steps[core] = None
+        if options.breach is not None:
+            options.breach._steps[core] = None
+        if core.observers:
+            core.tell("step_opened", nursery)
+        return nursery
+
+    def _check_nesting(self, enclosing: Branch[Any]) -> None:
+        limit = self._options.limit
+        if not isinstance(limit, BranchLimiter):
+            raise RuntimeError(
+                f"a step inside branch {enclosing.key!r} needs a BranchLimiter of its own as its "
+                f"limit, got {limit!r}"
+            )
+
+    @protected
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        nursery = self._nursery
+        assert nursery is not None
+        core = nursery._core
+        left = _body_ended(core, exc)
+        outside = await self._host.leave(left, traceback if left is exc else None)
+        options = self._options
+        if options.breach is not None:
+            del options.breach._steps[core]
+        core.settle()
+        result = nursery._result = ParallelResult(
+            core.records,
+            core.endings,
+            core.name,
+            core.succeeded_as_asked(),
+            core.reason,
+            core.peak,
+            self._opened_at,
+            self._opened_at_unix,
+        )
+        if core.observers:
+            core.tell("step_closed", nursery, result)
+        del core.host, self._host
+        raised = conclude(core, result, [*outside, *core.crashes], options.move_on)
+        del outside, left
+        if raised is None:
+            return exc is not None
+        if raised is exc:
+            return False
+        context = raised.__context__
+        try:
+            raise raised
+        finally:
+            raised.__context__ = context  # not the body's exception: the group holds it
+            del raised, exc, context  # no cycles
+
+
+def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | None:
+    """Tell the core how the body ended.  Returns what has to go through the host: Cancelled, and
+    what no one collects."""
+    core.body_ended()
+    if exc is None:
+        return None
+    cancelled, error = core.run.split_cancelled(exc)
+    if cancelled is not None:
+        core.interrupted()
+        core.cut += 1
+    if error is None:
+        return cancelled
+    if isinstance(error, Exception):
+        core.errors.append(error)
+        core.stop(Cause.BODY, f"the body raised {said(error)}")
+        return cancelled
+    core.stop(Cause.CRASH, f"the body raised {said(error)}")
+    return exc
+
+
+def open_branch_nursery(
+    limit: int | float | BranchLimiter | None = None,
+    *,
+    name: str | None = None,
+    policy: Policy = FAIL_FAST,
+    fail_after: float = math.inf,
+    move_on_after: float = math.inf,
+    breach: Breach | None = None,
+    cancel_rules: Iterable[CancelRule] = (),
+    observers: Iterable[Observer] = (),
+    host: str | None = None,
+    redeliver: float = math.inf,
+) -> BranchNurseryManager:
+    """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
+
+    `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that
+    is shared with other steps; None means ``min(10, 2 * usable_cpus())``.
+
+    `fail_after` and `move_on_after` are seconds from entering the block; then all is cancelled, and
+    the block raises `StepTimeout`, or goes on with what there is.  Only one of the two.
+
+    `host` is 'trio' or 'asyncio'; None asks sniffio once.  `redeliver`, on asyncio only, tells a
+    branch that swallowed its cancellation again after that many seconds, and names it in a warning.
+
+    Entering is not a checkpoint; leaving is a schedule point, and waits for all branches.
+
+    Raises, as the block is left: `BranchErrors` if the policy failed or the body raised,
+    `Breached`, `StepTimeout`; each with the ``.result``.  A cancellation from outside goes through,
+    and only the outermost stopped step raises its own.
+
+    >>> import trio
+    >>> async def square(x):
+    ...     await trio.sleep(0)
+    ...     return x * x
+    >>> async def main():
+    ...     async with open_branch_nursery(4) as nursery:
+    ...         for x in range(3):
+    ...             nursery.start_soon(x, square, x)
+    ...     return nursery.result.outputs
+    >>> trio.run(main)
+    {0: 0, 1: 1, 2: 4}
+    """
+    if not isinstance(limit, BranchLimiter | None):
+        check_tokens("limit", limit, "an int >= 1, math.inf or a BranchLimiter")
+    check_seconds("fail_after", fail_after)
+    check_seconds("move_on_after", move_on_after)
+    if fail_after != math.inf and move_on_after != math.inf:
+        raise ValueError("only one of `fail_after` and `move_on_after` can be given")
+    check_host(host)
+    check_seconds("redeliver", redeliver)
+    if not isinstance(breach, Breach | None):
+        raise TypeError(expected("breach", "a Breach or None", breach))
+    return BranchNurseryManager._create(
+        _Options(
+            limit,
+            "step" if name is None else check_str("name", name),
+            engine_policy(policy),
+            min(fail_after, move_on_after),
+            move_on_after != math.inf,
+            breach,
+            check_rules(cancel_rules),
+            _check_observers(observers),
+            host,
+            redeliver,
+        )
+    )
+
+
+def _check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    what = "an iterable of Observer"
+    try:
+        listed = tuple(observers)
+    except TypeError:
+        raise TypeError(expected("observers", what, observers)) from None
+    for observer in listed:
+        if not isinstance(observer, Observer):
+            raise TypeError(expected("observers", what, observer))
+    return listed

@@ -1,0 +1,165 @@
+"""The record of one branch: what was asked for, how it stands, what became of it.
+
+1. A branch is one object from submission to result: what users hold as `Branch` is the record.
+2. It is QUEUED until its function is about to be called, then RUNNING, then ended, once.
+3. A token granted before the function is called (the place to run in takes a scheduler pass to come
+   up) leaves it QUEUED: told to stop in between, it is SKIPPED like any other that never ran.
+4. Once ended it refers to nothing of the step: no function, no arguments, no context, no engine.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import enum
+from typing import TYPE_CHECKING, Any, Final
+
+from ._outcomes import BranchStatus, StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+
+    from ._admission import Token
+    from ._core import StepCore
+
+QUEUED: Final = BranchStatus.QUEUED
+RUNNING: Final = BranchStatus.RUNNING
+SUCCEEDED: Final = BranchStatus.SUCCEEDED
+FAILED: Final = BranchStatus.FAILED
+TIMED_OUT: Final = BranchStatus.TIMED_OUT
+CANCELLED: Final = BranchStatus.CANCELLED
+BREACHED: Final = BranchStatus.BREACHED
+SKIPPED: Final = BranchStatus.SKIPPED
+
+
+class Cause(enum.Enum):
+    """Why a branch, or a whole step, was told to stop."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+    SATISFIED = "satisfied"
+    POLICY = "policy"
+    BODY = "body"
+    DEADLINE = "deadline"
+    BREACH = "breach"
+    OUTSIDE = "outside"
+    CRASH = "crash"
+
+
+# The endings table: a running branch out of which only Cancelled came.  (A queued one is SKIPPED.)
+STOPPED_AS: Final = {
+    Cause.CANCEL: CANCELLED,
+    Cause.TIMEOUT: TIMED_OUT,
+    Cause.SATISFIED: CANCELLED,
+    Cause.POLICY: CANCELLED,
+    Cause.BODY: CANCELLED,
+    Cause.DEADLINE: TIMED_OUT,
+    Cause.BREACH: BREACHED,
+    Cause.OUTSIDE: CANCELLED,
+    Cause.CRASH: CANCELLED,
+}
+
+
+class Record:
+    """One branch; `Branch` adds what users call."""
+
+    __slots__ = (
+        "__weakref__",
+        "_args",
+        "_arrival",
+        "_cause",
+        "_context",
+        "_done",
+        "_fn",
+        "_place",
+        "_priority",
+        "_reason",
+        "_result",
+        "_step",
+        "_timeout",
+        "_token",
+        "_value",
+        "attempts",
+        "completion_index",
+        "ended_at",
+        "key",
+        "started_at",
+        "status",
+        "submitted_at",
+    )
+
+    def __init__(
+        self,
+        step: StepCore,
+        key: Hashable,
+        async_fn: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        priority: int,
+        timeout: float,
+        context: contextvars.Context,
+        now: float,
+    ) -> None:
+        self.key = key
+        self.status = QUEUED
+        self.attempts = 0
+        self.submitted_at = now
+        self.started_at: float | None = None
+        self.ended_at = now
+        self.completion_index: int | None = None
+        self._step: StepCore | None = step
+        self._fn: Callable[..., Awaitable[Any]] | None = async_fn
+        self._args = args
+        self._priority = priority
+        self._timeout = timeout
+        self._context: contextvars.Context | None = context
+        self._arrival = 0  # its number in the pool's queue
+        self._token: Token | None = None  # what it may run by, once granted
+        self._place: Any = None  # the host's own: where it runs
+        self._cause: Cause | None = None  # the first request to stop it alone
+        self._reason: str | None = None
+        self._value: Any = None  # what it returned or raised
+        self._done: list[Callable[[], object]] | None = None  # called as it ends
+        self._result: StepResult[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.key)
+
+    @property
+    def output(self) -> Any:
+        return self._value if self.status is SUCCEEDED else None
+
+    @property
+    def exception(self) -> Exception | None:
+        return None if self.status is SUCCEEDED else self._value
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was stopped; None if its own code decided otherwise, or while it runs."""
+        return self._reason if self.status not in (QUEUED, RUNNING, SUCCEEDED, FAILED) else None
+
+    @property
+    def result(self) -> StepResult[Any]:
+        """The same object however often it is asked for."""
+        if self._result is None:
+            self._result = StepResult(
+                self.key,
+                self.name,
+                self.status,
+                self.output,
+                self.exception,
+                self.reason,
+                self.attempts,
+                self.submitted_at,
+                self.started_at,
+                self.ended_at,
+                self.completion_index,
+            )
+        return self._result
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key!r} {self.status.value}>"
+
+
+# Whose code is running: set in the branch's own copy of its context, so tasks and threads that it
+# starts inherit it.
+running_record: Final[contextvars.ContextVar[Record]] = contextvars.ContextVar("running_record")

@@ -1,0 +1,101 @@
+"""`run_branches`: a step whose branches are all known; `run_branches_sync` brings its own loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+from ._open import NurseryOptions, open_branch_nursery
+from ._util import check_async_fn, check_int, check_key, check_seconds, expected
+from .hosts import loop_runner, protected
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+
+    from ._limiter import BranchLimiter
+    from ._nursery import BranchNursery
+    from ._outcomes import ParallelResult
+
+K = TypeVar("K", bound="Hashable")
+T = TypeVar("T")
+
+
+@protected
+async def run_branches(
+    branches: Mapping[K, Callable[[], Awaitable[T]]],
+    limit: int | float | BranchLimiter | None = None,
+    *,
+    priorities: Mapping[K, int] | None = None,
+    branch_timeout: float = math.inf,
+    **nursery_options: Unpack[NurseryOptions],
+) -> ParallelResult[K, T]:
+    """Run them all under `limit`, and return when all have ended.  A checkpoint.
+
+    `branches` maps keys to async functions without arguments; `priorities` (0 where not named) say
+    who is admitted first, higher before lower; `branch_timeout` is in seconds, for each branch from
+    its admission.  The other options, and what is raised, are `open_branch_nursery`'s.
+
+    >>> import trio
+    >>> async def fetch(n):
+    ...     await trio.sleep(0)
+    ...     return n
+    >>> async def main():
+    ...     return await run_branches({n: lambda n=n: fetch(n) for n in range(3)}, 2)
+    >>> trio.run(main).outputs
+    {0: 0, 1: 1, 2: 2}
+    """
+    if not isinstance(branches, Mapping):
+        raise TypeError(expected("branches", "a mapping from key to async function", branches))
+    for key, async_fn in branches.items():
+        check_async_fn(async_fn, f"branches[{key!r}]")
+    check_seconds("branch_timeout", branch_timeout)
+    _check_priorities(priorities, branches)
+    async with open_branch_nursery(limit, **nursery_options) as nursery:
+        _submit_all(nursery, branches, priorities or {}, branch_timeout)
+    return nursery.result
+
+
+def _check_priorities(priorities: Mapping[Any, int] | None, branches: Mapping[Any, Any]) -> None:
+    if priorities is None:
+        return
+    if not isinstance(priorities, Mapping):
+        raise TypeError(expected("priorities", "a mapping from key to int", priorities))
+    for key, priority in priorities.items():
+        check_key(key)
+        check_int(f"priorities[{key!r}]", priority)
+    unknown = [key for key in priorities if key not in branches]
+    if unknown:
+        raise ValueError(f"`priorities` names keys that are not in `branches`: {unknown!r}")
+
+
+def _submit_all(
+    nursery: BranchNursery,
+    branches: Mapping[Any, Callable[[], Awaitable[Any]]],
+    priorities: Mapping[Any, int],
+    timeout: float,
+) -> None:
+    now = nursery._run.now()
+    for key, async_fn in branches.items():
+        nursery._submit(key, async_fn, (), priorities.get(key, 0), timeout, now)
+
+
+def run_branches_sync(
+    branches: Mapping[K, Callable[[], Awaitable[T]]],
+    limit: int | float | BranchLimiter | None = None,
+    **options: Any,
+) -> ParallelResult[K, T]:
+    """`run_branches` for scripts and notebooks: in an event loop of its own, trio's, or asyncio's
+    with ``host='asyncio'``.
+
+    Options and errors are `run_branches`'.  RuntimeError where an event loop runs in this thread
+    already.
+
+    >>> async def answer():
+    ...     return 42
+    >>> run_branches_sync({"life": answer}).outputs
+    {'life': 42}
+    """
+    run = loop_runner(options.get("host"))
+    return run(partial(run_branches, branches, limit, **options))  # type: ignore[no-any-return]

@@ -1,0 +1,64 @@
+"""What the demo leaves for programs: the full result as JSON, in a file or (``-``) on stdout.
+
+1. That the file can be written is checked before anything starts, and leaves in it what it holds.
+2. It is written once, at the end, whatever the end was.
+"""
+
+import json
+import platform
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from ._census import total
+from ._demo import Finish
+
+
+def check_writable(file: str) -> None:
+    if file == "-":
+        return
+    try:
+        Path(file).open("a").close()
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise click.UsageError(
+            f"`--json` must be a file that can be written, got {file!r}: {why(error)}"
+        ) from None
+
+
+def write(file: str, finish: Finish) -> None:
+    text = json.dumps(as_dict(finish), indent=2) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise click.ClickException(f"`--json`: {file!r} was not written: {why(error)}") from None
+
+
+def why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def as_dict(finish: Finish) -> dict[str, Any]:
+    totals = total(finish.counted)
+    return {
+        "python": platform.python_version(),
+        "seconds": finish.seconds,
+        "interrupted": finish.interrupted,
+        "breached": finish.breached,
+        "result": finish.result.to_dict(),
+        "endings": Counter(branch.status.value for branch in finish.result.values()),
+        "totals": {
+            "packages": totals.packages,
+            "packages_in_all": finish.packages,
+            **attrs.asdict(totals.counts),
+            "largest": totals.largest,
+        },
+        "packages": {name: attrs.asdict(counts) for name, counts in finish.counted.items()},
+    }

@@ -1,0 +1,122 @@
+"""What the engine asks of an event loop: `Run` once an event loop's run, `Host` once a step.
+
+The core decides; a host runs what it is told to run and reports how it ended.  Both hosts call a
+branch through `call`, the boundary between the engine's code and the user's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextvars import ContextVar
+from types import CodeType, CoroutineType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .._records import running_record
+from .._util import not_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from types import TracebackType
+
+    from .._admission import Ledger
+    from .._announce import Announcer
+    from .._core import StepCore
+    from .._records import Cause, Record
+
+
+class Event(Protocol):
+    """One-shot: waiting for it is a checkpoint."""
+
+    def set(self) -> None: ...
+    async def wait(self) -> None: ...
+
+
+class Run(Protocol):
+    """One run of an event loop, and what all steps in it share."""
+
+    announcer: Announcer
+    groups_crashes: bool
+    """Whether a KeyboardInterrupt leaves a block in a group."""
+
+    def check_thread(self) -> None:
+        """RuntimeError in any thread but the event loop's."""
+
+    def now(self) -> float: ...
+    def event(self) -> Event: ...
+    def ledger(self, total_tokens: int | float) -> Ledger: ...
+    def current_task(self) -> Hashable: ...
+    def default_limit(self) -> int: ...
+    def host(self, name: str, redeliver: float) -> Host: ...
+    def split_cancelled(
+        self, exc: BaseException
+    ) -> tuple[BaseException | None, BaseException | None]:
+        """Its part that is Cancelled, and the rest."""
+
+    async def checkpoint(self) -> None: ...
+    async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
+
+
+class Host(Protocol):
+    """Where one step runs."""
+
+    async def enter(self, core: StepCore, timeout: float) -> None:
+        """Open for branches, and start the step's deadline.  Not a checkpoint."""
+
+    async def leave(
+        self, exc: BaseException | None, traceback: TracebackType | None
+    ) -> list[BaseException]:
+        """Wait until every branch has ended and all tasks are gone.  Returns what is not the
+        step's: a Cancelled from outside, what no one collects."""
+
+    def run(self, record: Record) -> None: ...
+    def stop(self, record: Record, reason: str) -> None: ...
+    def stop_all(self, reason: str) -> None: ...
+    def soon(self, call: Callable[[], None]) -> None: ...
+    def overtaken(self, record: Record | None) -> Cause | None: ...
+    def is_cancelled(self) -> bool: ...
+    def now(self) -> float: ...
+    def wake(self) -> None: ...
+
+
+# In a thread of `in_thread`: raises the host's own Cancelled once the caller has been told to stop.
+thread_check: Final[ContextVar[Callable[[], None]]] = ContextVar("thread_check")
+
+
+async def call(record: Record) -> Any:
+    """Run the branch's own code, in whose context this is."""
+    running_record.set(record)
+    async_fn = record._fn
+    assert async_fn is not None
+    awaitable = async_fn(*record._args)
+    if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
+        raise TypeError(not_async(async_fn))
+    del record, async_fn  # an exception's traceback must not keep them
+    return await awaitable
+
+
+# What each event loop says to a function of the other's.
+FOREIGN: Final = {
+    "trio": ("no running event loop", "trio.run received unrecognized yield message"),
+    "asyncio": ("must be called from async context", "Task got bad yield"),
+}
+
+
+def name_foreign(exc: Exception, record: Record, host: str, other: str) -> Exception:
+    """The branch's error, or if it comes from awaiting a function of the other library's, one that
+    says so."""
+    if type(exc) not in (RuntimeError, TypeError) or not str(exc).startswith(FOREIGN[host]):
+        return exc
+    error = RuntimeError(
+        f"{record.key!r} awaited a function of {other}'s, but it is {host} that runs here"
+    )
+    error.__cause__ = exc
+    return error
+
+
+def strip(exc: BaseException, engine: frozenset[CodeType]) -> None:
+    """Drop the engine's own frames: a traceback begins in the user's code, and does not keep the
+    engine alive."""
+    traceback = exc.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code in engine:
+        traceback = traceback.tb_next
+    exc.__traceback__ = traceback

@@ -1,0 +1,416 @@
+"""The asyncio host: a task for each admitted branch.
+
+1. The end of a branch is seen by a done callback, not by a wrapper: a task that is cancelled before
+   its first step never enters its coroutine, and still frees its place.
+2. Cancellation is an edge: a branch is told once.  With `redeliver`, one that has swallowed it is
+   told again after that many seconds, and named in a warning.
+3. A stop of the step cancels the task of the block while it is in the body, and takes exactly its
+   own requests back, counted against those there were on entry.  What is left over is from outside
+   and goes through, once every branch has ended.
+4. While a block that was cancelled from outside waits for its branches, an anyio scope is kept from
+   cancelling it again each turn of the loop.
+5. Whoever else cancels a branch's task, itself included, ends that branch alone.
+6. A record begins in its task's first step.  Under an eager task factory that is inside
+   `create_task`: what it is told meanwhile is applied once its task is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from contextvars import copy_context
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from .._announce import Announcer
+from .._cpus import usable_cpus
+from .._outcomes import said
+from .._records import QUEUED, RUNNING, Cause, Record, running_record
+from ._abc import call, name_foreign, strip, thread_check
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from .._admission import Token
+    from .._core import StepCore
+
+T = TypeVar("T")
+
+MANY_THREADS: Final = 1_000_000  # the step's limiter is the cap; idle ones are used first
+
+
+class AsyncioEvent:
+    """As `trio.Event`."""
+
+    __slots__ = ("_is_set", "_loop", "_waiters")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._is_set = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def set(self) -> None:
+        self._is_set = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self) -> None:
+        if self._is_set:
+            await asyncio.sleep(0)
+            return
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+
+class CountingLedger:
+    """Tokens as a number."""
+
+    __slots__ = ("borrowed", "total")
+
+    def __init__(self, total_tokens: int | float) -> None:
+        self.total = total_tokens
+        self.borrowed = 0
+
+    def take(self, token: Token) -> None:
+        assert self.borrowed < self.total, "the core granted what is not there"
+        self.borrowed += 1
+
+    def give(self, token: Token) -> None:
+        self.borrowed -= 1
+
+    def set_total(self, total_tokens: int | float) -> None:
+        self.total = total_tokens
+
+
+class AsyncioRun:
+    """What all steps in one event loop share."""
+
+    __slots__ = ("_default_limit", "_thread", "_threads", "announcer", "loop", "now")
+
+    groups_crashes = False  # they go through the loop, as ever
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.announcer = Announcer()
+        self.now: Callable[[], float] = loop.time
+        self.loop = loop
+        self._thread = get_ident()
+        self._threads: ThreadPoolExecutor | None = None
+        self._default_limit = 0
+
+    def check_thread(self) -> None:
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "called outside the event loop's thread: "
+                "use loop.call_soon_threadsafe to call it there"
+            )
+
+    def event(self) -> AsyncioEvent:
+        return AsyncioEvent(self.loop)
+
+    def ledger(self, total_tokens: int | float) -> CountingLedger:
+        return CountingLedger(total_tokens)
+
+    def current_task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
+
+    def default_limit(self) -> int:
+        if not self._default_limit:
+            self._default_limit = min(10, 2 * usable_cpus())
+        return self._default_limit
+
+    def host(self, name: str, redeliver: float) -> AsyncioHost:
+        return AsyncioHost(self, name, redeliver)
+
+    def split_cancelled(
+        self, exc: BaseException
+    ) -> tuple[BaseException | None, BaseException | None]:
+        if isinstance(exc, asyncio.CancelledError):
+            return exc, None
+        if isinstance(exc, BaseExceptionGroup) and exc.subgroup(asyncio.CancelledError):
+            return exc.split(asyncio.CancelledError)
+        return None, exc  # itself: a group that is split is made anew
+
+    async def checkpoint(self) -> None:
+        await asyncio.sleep(0)
+
+    async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(MANY_THREADS, "in_thread")
+        context = copy_context()
+        told: list[str] = []  # why it is to stop
+        context.run(thread_check.set, partial(_check_cancelled, told))
+        future = self.loop.run_in_executor(self._threads, context.run, sync_fn)
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                told.append(str(exc))
+        if cancelled is not None:
+            if not _told_by_step(task):
+                future.exception()  # it is not lost unseen: the cancellation goes before it
+                raise cancelled
+            task.uncancel()  # the value counts; the next await, if any, is cancelled
+            task.cancel(*cancelled.args)
+        return future.result()
+
+
+def _check_cancelled(told: list[str]) -> None:
+    if told:
+        raise asyncio.CancelledError(told[0])
+
+
+def _told_by_step(task: asyncio.Task[Any]) -> bool:
+    record = running_record.get(None)
+    if record is None or record._place is not task or record._step is None:
+        return False
+    return record._cause is not None or record._step.is_stopping()
+
+
+def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """As `trio.run`."""
+    return asyncio.run(async_fn())
+
+
+def current_run() -> AsyncioRun:
+    loop = asyncio.get_running_loop()
+    try:
+        return loop._trio_parallel_steps  # type: ignore[attr-defined,no-any-return]
+    except AttributeError:
+        # It belongs to the loop, and goes with it.
+        run = loop._trio_parallel_steps = AsyncioRun(loop)  # type: ignore[attr-defined]
+        return run
+
+
+class AsyncioHost:
+    """Runs the branches of one step as tasks of the running loop."""
+
+    __slots__ = (
+        "_baseline",
+        "_core",
+        "_deadline",
+        "_idle",
+        "_in_body",
+        "_loop",
+        "_name",
+        "_own",
+        "_redeliver",
+        "_run",
+        "_task",
+        "_tasks",
+        "_timers",
+        "now",
+    )
+
+    def __init__(self, run: AsyncioRun, name: str, redeliver: float) -> None:
+        self._run = run
+        self._name = name
+        self._redeliver = redeliver
+        self._loop = run.loop
+        self.now = run.now
+        self._tasks = 0  # the live ones
+        self._idle: asyncio.Future[None] | None = None
+        self._timers: dict[Any, asyncio.TimerHandle] = {}  # by record; the step's own by None
+        self._deadline = math.inf
+        self._in_body = True
+        self._own = 0  # how often we have cancelled the body
+        self._core: StepCore
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._baseline = task.cancelling()
+
+    async def enter(self, core: StepCore, timeout: float) -> None:
+        self._core = core
+        if timeout != math.inf:
+            self._deadline = self.now() + timeout
+            self._timers[None] = self._loop.call_at(self._deadline, core.interrupted)
+
+    async def leave(
+        self, exc: BaseException | None, traceback: TracebackType | None
+    ) -> list[BaseException]:
+        core = self._core
+        self._in_body = False
+        own, self._own = self._own, 0
+        for _ in range(own):
+            self._task.uncancel()
+        outside = exc
+        if isinstance(exc, asyncio.CancelledError) and own and not self._is_cancelled():
+            outside = None
+        if exc is None and (own or self._is_cancelled()):
+            # The body has not seen a request yet (or has swallowed it).  Ours must not be met
+            # outside; one from outside goes on, though nothing may be left to wait for.
+            outside = await self._wait(asyncio.sleep(0), outside)
+        while core.outstanding or self._tasks:
+            self._idle = self._loop.create_future()
+            outside = await self._wait(self._idle, outside)
+        core.leave_pool()
+        core.closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        del self._core
+        return [] if outside is None else [outside]
+
+    async def _wait(
+        self, awaitable: Awaitable[None], outside: BaseException | None
+    ) -> BaseException | None:
+        try:
+            with _shield() if outside is not None else nullcontext():
+                await awaitable
+        except asyncio.CancelledError as cancelled:
+            if self._is_cancelled():
+                self._core.interrupted()
+                return outside or cancelled
+        return outside
+
+    def _is_cancelled(self) -> bool:
+        """From outside, that is."""
+        return self._task.cancelling() > self._baseline + self._own
+
+    # ------------------------------------------------------------ what the core asks
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
+
+    def run(self, record: Record) -> None:
+        self._tasks += 1
+        context = record._context
+        if context is None:  # skipped already, by what ran since it was granted
+            context = copy_context()
+        # Not by `context=`: a task factory of the user's own need not take it.
+        task = context.run(self._loop.create_task, self._branch(record))
+        task.add_done_callback(partial(self._done, record))
+        task.set_name(f"{self._name}/{record.key}")
+
+    def stop(self, record: Record, reason: str) -> None:
+        task = record._place
+        if isinstance(task, asyncio.Task):
+            task.cancel(reason)
+            if self._redeliver != math.inf:
+                again = partial(self._stop_again, record, reason)
+                self._set_timer(record, self.now() + self._redeliver, again)
+
+    def _stop_again(self, record: Record, reason: str) -> None:
+        warnings.warn(
+            f"branch {record.key!r} goes on {self._redeliver} s after it was cancelled ({reason}): "
+            "it is told again",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+        self.stop(record, reason)
+
+    def stop_all(self, reason: str) -> None:
+        if self._in_body:
+            self._own += 1
+            self._task.cancel(reason)
+        for record in self._core.records.values():
+            if record.status is RUNNING and record._cause is None:  # else it has been told
+                self.stop(record, reason)
+
+    def wake(self) -> None:
+        if self._idle is not None and not self._idle.done() and not self._core.outstanding:
+            self._idle.set_result(None)
+
+    def overtaken(self, record: Record | None) -> Cause | None:
+        now = self.now()
+        timer = None if record is None else self._timers.get(record)
+        if timer is not None and timer.when() <= min(now, self._deadline):
+            return Cause.TIMEOUT
+        if self._deadline <= now:
+            return Cause.DEADLINE
+        return Cause.OUTSIDE if self._is_cancelled() else None
+
+    def is_cancelled(self) -> bool:
+        return self._is_cancelled() or self._deadline <= self.now()
+
+    def _set_timer(self, record: Record, when: float, call: Callable[[], object]) -> None:
+        if (timer := self._timers.get(record)) is not None:
+            timer.cancel()
+        self._timers[record] = self._loop.call_at(when, call)
+
+    # ------------------------------------------------------------ tasks
+
+    async def _branch(self, record: Record) -> None:
+        now = self.now()
+        core = self._core
+        if now >= self._deadline:
+            core.interrupted()
+        if record.status is not QUEUED:
+            return
+        task = record._place = asyncio.current_task()
+        core.begin(record, now)
+        if record._timeout != math.inf:
+            self._set_timer(record, now + record._timeout, partial(self._timed_out, record))
+        value = await call(record)
+        # Here, not as the task's result: a request to stop that comes too late would replace it.
+        if record._place is task:
+            record._value = value
+            record._place = RETURNED
+
+    def _timed_out(self, record: Record) -> None:
+        if record._cause is None and not self._core.is_stopping():
+            self._core.timed_out(record)
+            assert record._reason is not None
+            self.stop(record, record._reason)
+
+    def _done(self, record: Record, task: asyncio.Task[None]) -> None:
+        self._tasks -= 1
+        core = self._core
+        if (timer := self._timers.pop(record, None)) is not None:
+            timer.cancel()
+        place, record._place = record._place, None
+        exc = None if task.cancelled() else task.exception()
+        if record.status is not RUNNING:
+            if record.status is QUEUED:  # by someone else, before its first step
+                core.cancel(record, TASK_CANCELLED)
+            following = core.not_begun(record)
+        elif place is RETURNED:
+            following = core.returned(record, record._value, self.now())
+        elif exc is None:
+            following = self._cancelled(record)
+        else:
+            following = self._raised(record, exc)
+        if following is not None:
+            self.run(following)
+        if not self._tasks:
+            self.wake()
+
+    def _cancelled(self, record: Record) -> Record | None:
+        core = self._core
+        if record._cause is None and not core.is_stopping():
+            record._cause = Cause.CANCEL
+            record._reason = TASK_CANCELLED
+        return core.stopped(record, self.now())
+
+    def _raised(self, record: Record, exc: BaseException) -> Record | None:
+        core = self._core
+        _, rest = self._run.split_cancelled(exc)
+        if rest is None:
+            return self._cancelled(record)
+        if not isinstance(rest, Exception):
+            core.stop(Cause.CRASH, f"{record.key!r} raised {said(rest)}")
+            return core.stopped(record, self.now())
+        strip(rest, ENGINE)
+        return core.raised(record, name_foreign(rest, record, "asyncio", "trio"), self.now())
+
+
+RETURNED: Final = "returned"
+TASK_CANCELLED: Final = "its task was cancelled"
+ENGINE: Final = frozenset({AsyncioHost._branch.__code__, call.__code__})
+
+
+def _shield() -> AbstractContextManager[object]:
+    anyio = sys.modules.get("anyio")
+    return nullcontext() if anyio is None else anyio.CancelScope(shield=True)

@@ -1,0 +1,268 @@
+"""The trio host: a step's branches run in one nursery, on runner tasks (`_trio_runner`).
+
+1. There are never more runners than tokens.  The first is started by what asks for a look at the
+   queue at the next checkpoint: that task looks, and runs the first record it finds.
+2. The nursery's cancel scope is the step's root: a breach, a deadline or a failed policy cancels
+   it, and with it the body and every branch, in the same instant.
+3. trio.Cancelled is never turned into a value: what the nursery's scope does not take leaves the
+   block.
+4. The engine's code is protected from KeyboardInterrupt; the user's, below `call`, is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from contextvars import copy_context
+from threading import get_ident
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from trio.lowlevel import (
+    RunVar,
+    cancel_shielded_checkpoint,
+    checkpoint,
+    current_clock,
+    current_task,
+    enable_ki_protection,
+)
+
+from .._announce import Announcer
+from .._cpus import usable_cpus
+from .._outcomes import said
+from .._records import Cause, Record
+from ._abc import thread_check
+from ._trio_runner import Runner, split_cancelled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from .._admission import Token
+    from .._core import StepCore
+
+protected = enable_ki_protection
+run = trio.run
+
+SLICE: Final = 0.0005  # seconds
+
+
+class TrioRun:
+    """What all steps of one trio run share."""
+
+    __slots__ = ("_default_limit", "_slices", "_thread", "announcer", "now", "slice_end")
+
+    groups_crashes = True
+
+    def __init__(self) -> None:
+        self.announcer = Announcer()
+        self.now: Callable[[], float] = current_clock().current_time
+        self.slice_end = 0.0
+        self._slices = 0
+        self._thread = get_ident()
+        self._default_limit = 0
+
+    def check_thread(self) -> None:
+        if get_ident() != self._thread:
+            raise RuntimeError(
+                "called outside the trio thread: use trio.from_thread.run_sync to call it there"
+            )
+
+    def event(self) -> trio.Event:
+        return trio.Event()
+
+    def ledger(self, total_tokens: int | float) -> TrioLedger:
+        return TrioLedger(trio.CapacityLimiter(total_tokens))
+
+    def current_task(self) -> trio.lowlevel.Task:
+        return current_task()
+
+    def default_limit(self) -> int:
+        if not self._default_limit:  # reading quotas takes longer than a small step
+            self._default_limit = min(10, 2 * usable_cpus())
+        return self._default_limit
+
+    def host(self, name: str, redeliver: float) -> TrioHost:
+        return TrioHost(self, name)
+
+    def split_cancelled(
+        self, exc: BaseException
+    ) -> tuple[BaseException | None, BaseException | None]:
+        return split_cancelled(exc)
+
+    async def checkpoint(self) -> None:
+        await checkpoint()
+
+    async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any:
+        unlimited = trio.CapacityLimiter(math.inf)  # the step's limiter is the only cap
+        context = copy_context()
+        context.run(thread_check.set, trio.from_thread.check_cancelled)
+        return await trio.to_thread.run_sync(context.run, sync_fn, limiter=unlimited)
+
+    async def next_slice(self) -> None:
+        """Let the others run, and start a new slice for all runners."""
+        ended = self._slices
+        await cancel_shielded_checkpoint()
+        if self._slices == ended:  # the first runner to go on in this pass
+            self._slices += 1
+            self.slice_end = perf_counter() + SLICE
+
+
+_run: Final[RunVar[TrioRun]] = RunVar("trio_parallel_steps")
+
+
+def current_run() -> TrioRun:
+    try:
+        return _run.get()
+    except LookupError:
+        run = TrioRun()
+        _run.set(run)
+        return run
+
+
+class TrioLedger:
+    """Tokens borrowed from a `trio.CapacityLimiter` on behalf of whoever the core says."""
+
+    __slots__ = ("_limiter", "give", "take")
+
+    def __init__(self, limiter: trio.CapacityLimiter) -> None:
+        self._limiter = limiter
+        self.take: Callable[[Token], None] = limiter.acquire_on_behalf_of_nowait
+        self.give: Callable[[Token], None] = limiter.release_on_behalf_of
+
+    def set_total(self, total_tokens: int | float) -> None:
+        self._limiter.total_tokens = total_tokens
+
+
+class TrioHost:
+    """Runs the branches of one step in a nursery of its own."""
+
+    __slots__ = (
+        "_core",
+        "_granted",
+        "_idle",
+        "_manager",
+        "_name",
+        "_nursery",
+        "_run",
+        "_vacant",
+        "now",
+    )
+
+    def __init__(self, run: TrioRun, name: str) -> None:
+        self._run = run
+        self._name = name
+        self._idle: trio.Event | None = None
+        self._granted: deque[Record] = deque()
+        self._vacant = False
+        self.now = run.now
+        self._core: StepCore
+        self._manager: Any
+        self._nursery: trio.Nursery
+
+    async def enter(self, core: StepCore, timeout: float) -> None:
+        self._core = core
+        self._manager = trio.open_nursery(strict_exception_groups=True)
+        self._nursery = await self._manager.__aenter__()
+        if timeout != math.inf:
+            self._nursery.cancel_scope.deadline = self.now() + timeout
+
+    async def leave(
+        self, exc: BaseException | None, traceback: TracebackType | None
+    ) -> list[BaseException]:
+        core = self._core
+        try:
+            # A stopped step has nothing queued: the nursery waits for what runs.
+            while core.outstanding and not core.is_stopping():
+                self._idle = trio.Event()
+                await self._idle.wait()
+            if core.is_stopping() and exc is None:
+                await checkpoint()  # if from outside, Cancelled goes on, though nothing was left
+        except trio.Cancelled as cancelled:  # re-raised inside the nursery, by its own __aexit__
+            core.interrupted()
+            exc, traceback = cancelled, cancelled.__traceback__
+        except BaseException as crash:
+            core.stop(Cause.CRASH, said(crash))
+            exc, traceback = crash, crash.__traceback__
+        core.leave_pool()
+        try:
+            await self._manager.__aexit__(type(exc) if exc else None, exc, traceback)
+        except BaseException as left:  # the caller raises it
+            return _outside(left)
+        finally:
+            core.closed = True
+            del exc, traceback, self._core  # no cycles
+        return []
+
+    # ------------------------------------------------------------ what the core asks
+
+    def soon(self, call: Callable[[], None]) -> None:
+        self._nursery.start_soon(self._look, call, name=self._name)
+
+    def run(self, record: Record) -> None:
+        self._granted.append(record)
+        if self._vacant:  # the task that looks can run one
+            self._vacant = False
+        else:
+            self._nursery.start_soon(self._runner, name=self._name)
+
+    def stop(self, record: Record, reason: str) -> None:
+        if record._place is not None:
+            record._place.cancel(reason)
+
+    def stop_all(self, reason: str) -> None:
+        self._nursery.cancel_scope.cancel(reason)
+
+    def wake(self) -> None:
+        if self._idle is not None:
+            self._idle.set()
+
+    def overtaken(self, record: Record | None) -> Cause | None:
+        root = self._nursery.cancel_scope
+        if record is not None and record._timeout != math.inf and record._place is not None:
+            scope = record._place
+            if scope.cancel_called and not (root.cancel_called and root.deadline < scope.deadline):
+                return Cause.TIMEOUT
+        if root.cancel_called:  # not by the core, or it would not ask
+            return Cause.DEADLINE
+        return Cause.OUTSIDE if self.is_cancelled() else None
+
+    def is_cancelled(self) -> bool:
+        status = self._nursery.cancel_scope._cancel_status
+        return status is not None and status.effectively_cancelled
+
+    # ------------------------------------------------------------ its tasks
+
+    @enable_ki_protection
+    async def _look(self, call: Callable[[], None]) -> None:
+        self._vacant = True
+        call()
+        if self._vacant:  # nothing was granted
+            self._vacant = False
+        else:
+            await self._runner()
+
+    @enable_ki_protection
+    async def _runner(self) -> None:
+        # trio starts tasks in any order; branches start in the order of their admission.
+        record = self._granted.popleft()
+        left = await Runner(self._core, self._run, self._name).run(record)
+        if left is not None:
+            self.run(left)
+
+
+def _outside(exc: BaseException) -> list[BaseException]:
+    """What the nursery could not keep: one Cancelled for all of them, and the rest."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return [exc]
+    outside: list[BaseException] = []
+    a_cancelled: BaseException | None = None
+    for child in exc.exceptions:  # one by one: a group without Cancelled in it stays itself
+        cancelled, rest = split_cancelled(child)
+        a_cancelled = a_cancelled or cancelled
+        if rest is not None:
+            outside.append(rest)
+    while isinstance(a_cancelled, BaseExceptionGroup):
+        a_cancelled = a_cancelled.exceptions[0]
+    return outside if a_cancelled is None else [a_cancelled, *outside]

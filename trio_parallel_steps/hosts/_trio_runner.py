@@ -1,0 +1,202 @@
+"""A runner: a trio task that goes from branch to branch.
+
+1. It keeps its token and its cancel scope from branch to branch.  It takes a new scope once the
+   old one was touched, by a cancellation or a deadline of the branch that ran in it: a late cancel
+   never reaches the next.
+2. A branch runs in its own copy of the context of its submission.  The runner makes the branch's
+   first step inside that context and leaves the task in it, so a change of context costs no
+   scheduler pass, and nothing leaks from one branch to the next.
+3. A branch that never blocks is followed by another without a checkpoint, but all runners together
+   hold the thread at most a slice of time between two passes of the scheduler.
+4. User code may leave a scope of its own open in the task (a half-consumed async generator that
+   holds one).  Then that branch fails, and the runner's task is retired.
+
+trio's `Task._cancel_status` has no public name: it tells, without a walk up the scopes, whether the
+task is cancelled and whether its scopes are its own again.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from trio.lowlevel import checkpoint, current_task, disable_ki_protection, enable_ki_protection
+
+from .._outcomes import said
+from .._records import QUEUED, Cause, Record
+from ._abc import call, name_foreign, strip
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .._core import StepCore
+    from ._trio import TrioRun
+
+disable_ki_protection(call)
+
+
+class Runner:
+    __slots__ = ("_core", "_misnested", "_prefix", "_run", "_running", "_task")
+
+    def __init__(self, core: StepCore, run: TrioRun, name: str) -> None:
+        self._core = core
+        self._run = run
+        self._prefix = name + "/"
+        self._task = current_task()
+        self._running: Record | None = None
+        self._misnested = False
+
+    @enable_ki_protection
+    async def run(self, record: Record | None) -> Record | None:
+        """Run it and its followers.  Returns one that another task has to run, if this one is to be
+        retired."""
+        while record is not None:
+            try:
+                with trio.CancelScope() as scope:
+                    record = await self._run_in(scope, record)
+            except Exception as exc:
+                record = self._raised(exc)
+                if self._misnested:
+                    return record
+            except BaseException as exc:
+                if self._running is None:
+                    raise
+                escaped = self._escaped(exc)
+                if escaped is exc:
+                    raise
+                raise escaped from None
+            else:
+                if self._running is not None:  # the scope has taken its Cancelled
+                    record = self._stopped()
+        return None
+
+    @enable_ki_protection
+    async def _run_in(self, scope: trio.CancelScope, record: Record | None) -> Record | None:
+        """Run one branch after another until the scope has been touched: the one to run next."""
+        core = self._core
+        run = self._run
+        task = self._task
+        status = task._cancel_status
+        instant = run.now()
+        while record is not None:
+            if record.status is not QUEUED:
+                record = core.not_begun(record)
+                continue
+            if status.effectively_cancelled:
+                core.interrupted()
+                core.not_begun(record)
+                await checkpoint()  # raises Cancelled
+            self._running = record
+            record._place = scope
+            if record._timeout != math.inf:
+                scope.deadline = instant + record._timeout
+            core.begin(record, instant)
+            task.name = self._prefix + record.name
+            context = record._context
+            try:
+                value = await drive(record, task)
+            finally:
+                self._misnested = task._cancel_status is not status
+            if self._misnested:
+                return None
+            record._place = self._running = None
+            touched = record._cause is not None or record._timeout != math.inf
+            instant = run.now()
+            record = core.returned(record, value, instant)
+            if touched:
+                return record
+            has_blocked = task.context is context
+            if record is not None and not has_blocked and perf_counter() > run.slice_end:
+                await run.next_slice()
+                instant = run.now()
+        return None
+
+    def _take_running(self) -> Record:
+        record, self._running = self._running, None
+        assert record is not None
+        record._place = None
+        return record
+
+    def _raised(self, exc: Exception) -> Record | None:
+        record = self._take_running()
+        strip(exc, ENGINE)
+        if self._misnested:
+            exc = _misnesting(record, exc)
+        exc = name_foreign(exc, record, "trio", "asyncio")
+        return self._core.raised(record, exc, self._run.now())
+
+    def _stopped(self) -> Record | None:
+        record = self._take_running()
+        if record._cause is None:
+            self._core.timed_out(record)
+        return self._core.stopped(record, self._run.now())
+
+    def _escaped(self, exc: BaseException) -> BaseException:
+        """What its scope did not take: a Cancelled of the whole step or from further out, or what
+        no one collects.  Returns what goes on."""
+        core = self._core
+        cancelled, rest = split_cancelled(exc)
+        if cancelled is not None:
+            core.interrupted()  # while the record's own deadline is still to be seen
+        record = self._take_running()
+        if rest is not None and not isinstance(rest, Exception):
+            core.stop(Cause.CRASH, f"{record.key!r} raised {said(rest)}")
+            core.stopped(record, self._run.now())
+            return exc
+        if rest is None:
+            core.stopped(record, self._run.now())
+            return exc
+        core.raised(record, rest, self._run.now())
+        assert cancelled is not None
+        return cancelled
+
+
+@enable_ki_protection
+@types.coroutine
+def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
+    """Run the branch in its context: the first step here, the others where trio resumes the task.
+
+    Like ``yield from``, which can't begin in one context and go on in another.
+    """
+    coroutine = call(record)
+    context = record._context
+    assert context is not None
+    del record
+    try:
+        message = context.run(coroutine.send, None)
+        task.context = context
+        while True:
+            try:
+                value = yield message
+            except BaseException as exc:  # how trio answers a foreign await
+                message = coroutine.throw(exc)
+            else:
+                message = coroutine.send(value)
+    except StopIteration as stop:
+        return stop.value
+
+
+def split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Its part that is Cancelled, and the rest."""
+    if isinstance(exc, trio.Cancelled):
+        return exc, None
+    if isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None:
+        return exc.split(trio.Cancelled)
+    return None, exc  # itself: a group that is split is made anew
+
+
+def _misnesting(record: Record, exc: Exception) -> RuntimeError:
+    error = RuntimeError(
+        f"{record.key!r} left a cancel scope or nursery of its own open in its task"
+    )
+    error.__cause__ = exc
+    return error
+
+
+ENGINE: Final = frozenset(
+    function.__code__
+    for function in (Runner.run, Runner._run_in, drive, call, trio.CancelScope.__exit__)
+)
