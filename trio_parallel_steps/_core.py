@@ -293,7 +293,7 @@ class StepCore:
                 self.stop(Cause.BODY, f"the policy raised {said(exc)}")
                 return
             except BaseException as exc:
-                self._crashed(exc)
+                self.crashed("a callback", exc)
                 return
             if decision is Decision.SATISFIED:
                 self.stop(Cause.SATISFIED, f"policy satisfied by {record.key!r}")
@@ -468,10 +468,10 @@ class StepCore:
         try:
             self.announcer.tell(self.observers, hook, *args)
         except BaseException as exc:  # an Exception is the announcer's business
-            self._crashed(exc)
+            self.crashed("a callback", exc)
 
-    def _crashed(self, exc: BaseException) -> None:
-        """A KeyboardInterrupt or SystemExit out of a callback: it leaves with the block, where
-        nothing of the engine is half done."""
+    def crashed(self, who: str, exc: BaseException) -> None:
+        """A KeyboardInterrupt or SystemExit came out: it leaves with the block, where nothing is
+        half done."""
         self.crashes.append(exc)
-        self.stop(Cause.CRASH, f"a callback raised {said(exc)}")
+        self.stop(Cause.CRASH, f"{who} raised {said(exc)}")

@@ -186,8 +186,8 @@ def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | No
         core.errors.append(error)
         core.stop(Cause.BODY, f"the body raised {said(error)}")
         return cancelled
-    core.stop(Cause.CRASH, f"the body raised {said(error)}")
-    return exc
+    core.crashed("the body", error)
+    return cancelled
 
 
 def open_branch_nursery(

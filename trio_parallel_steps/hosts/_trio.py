@@ -30,7 +30,6 @@ from trio.lowlevel import (
 
 from .._announce import Announcer
 from .._cpus import usable_cpus
-from .._outcomes import said
 from .._records import Cause, Record
 from ._abc import thread_check
 from ._trio_runner import Runner, split_cancelled
@@ -183,8 +182,7 @@ class TrioHost:
             core.interrupted()
             exc, traceback = cancelled, cancelled.__traceback__
         except BaseException as crash:
-            core.stop(Cause.CRASH, said(crash))
-            exc, traceback = crash, crash.__traceback__
+            core.crashed("waiting", crash)
         core.leave_pool()
         try:
             await self._manager.__aexit__(type(exc) if exc else None, exc, traceback)

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import checkpoint, current_task, disable_ki_protection, enable_ki_protection
 
-from .._outcomes import said
-from .._records import QUEUED, Cause, Record
+from .._records import QUEUED, Record
 from ._abc import call, name_foreign, strip
 
 if TYPE_CHECKING:
@@ -64,10 +63,12 @@ class Runner:
             except BaseException as exc:
                 if self._running is None:
                     raise
-                escaped = self._escaped(exc)
-                if escaped is exc:
+                cancelled = self._escaped(exc)
+                if cancelled is exc:
                     raise
-                raise escaped from None
+                if cancelled is not None:
+                    raise cancelled from None
+                return None
             else:
                 if self._running is not None:  # the scope has taken its Cancelled
                     record = self._stopped()
@@ -134,23 +135,20 @@ class Runner:
             self._core.timed_out(record)
         return self._core.stopped(record, self._run.now())
 
-    def _escaped(self, exc: BaseException) -> BaseException:
+    def _escaped(self, exc: BaseException) -> BaseException | None:
         """What its scope did not take: a Cancelled of the whole step or from further out, or what
-        no one collects.  Returns what goes on."""
+        no one collects, which leaves with the block.  Returns the Cancelled, which goes on."""
         core = self._core
         cancelled, rest = split_cancelled(exc)
         if cancelled is not None:
             core.interrupted()  # while the record's own deadline is still to be seen
         record = self._take_running()
-        if rest is not None and not isinstance(rest, Exception):
-            core.stop(Cause.CRASH, f"{record.key!r} raised {said(rest)}")
-            core.stopped(record, self._run.now())
-            return exc
-        if rest is None:
-            core.stopped(record, self._run.now())
-            return exc
-        core.raised(record, rest, self._run.now())
-        assert cancelled is not None
+        if isinstance(rest, Exception):
+            core.raised(record, rest, self._run.now())
+            return cancelled
+        if rest is not None:
+            core.crashed(repr(record.key), rest)
+        core.stopped(record, self._run.now())
         return cancelled
 
 
