@@ -13,6 +13,8 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ._outcomes import said
+
 if TYPE_CHECKING:
     from .abc import Observer
 
@@ -42,11 +44,12 @@ class Announcer:
             except Exception as exc:  # the observer is dropped; no branch hears of it
                 if observer in observers:
                     observers.remove(observer)
-                _report(f"{hook}() of {observer!r} raised {exc!r}: it is told no more", exc)
+                warn(f"{hook}() of {observer!r} raised {said(exc)}: it is told no more", exc)
 
 
-def _report(message: str, exc: Exception) -> None:
+def warn(message: str, exc: Exception | None = None) -> None:
+    """Where warnings are errors they still disturb no branch: then it is logged."""
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=1, source=exc)
-    except RuntimeWarning:  # where warnings are errors: an observer still disturbs no branch
+    except RuntimeWarning:
         logging.getLogger(__name__).error(message, exc_info=exc)

@@ -46,7 +46,7 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
         check_int("priority", priority)
         if self.status is not QUEUED or self._step is None:
             raise RuntimeError(f"{self!r} is not queued: its priority can't change any more")
-        current_run().check_thread()
+        self._step.run.check_thread()
         self._step.reorder(self, priority)
 
     @protected

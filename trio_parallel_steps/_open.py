@@ -29,6 +29,7 @@ from .hosts import check_host, current_run, protected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Any
 
@@ -155,8 +156,9 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         )
         if core.observers:
             core.tell("step_closed", nursery, result)
-        del core.host, self._host
+        del core.host, core.handle, self._host
         raised = conclude(core, result, [*outside, *core.crashes], options.move_on)
+        core.errors.clear()
         del outside, left
         if raised is None:
             return exc is not None
@@ -202,7 +204,7 @@ def open_branch_nursery(
     observers: Iterable[Observer] = (),
     host: str | None = None,
     redeliver: float = math.inf,
-) -> BranchNurseryManager:
+) -> AbstractAsyncContextManager[BranchNursery]:
     """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
 
     `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that

@@ -94,6 +94,12 @@ async def call(record: Record) -> Any:
     return await awaitable
 
 
+def first_leaf(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
 # What each event loop says to a function of the other's.
 FOREIGN: Final = {
     "trio": ("no running event loop", "trio.run received unrecognized yield message"),

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -27,11 +26,10 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .._announce import Announcer
+from .._announce import Announcer, warn
 from .._cpus import usable_cpus
-from .._outcomes import said
 from .._records import QUEUED, RUNNING, Cause, Record, running_record
-from ._abc import call, name_foreign, strip, thread_check
+from ._abc import call, first_leaf, name_foreign, strip, thread_check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -94,7 +92,7 @@ class CountingLedger:
 class AsyncioRun:
     """What all steps in one event loop share."""
 
-    __slots__ = ("_default_limit", "_thread", "_threads", "announcer", "loop", "now")
+    __slots__ = ("_default_limit", "_threads", "thread", "announcer", "loop", "now")
 
     groups_crashes = False  # they go through the loop, as ever
 
@@ -102,14 +100,15 @@ class AsyncioRun:
         self.announcer = Announcer()
         self.now: Callable[[], float] = loop.time
         self.loop = loop
-        self._thread = get_ident()
+        self.thread = get_ident()
         self._threads: ThreadPoolExecutor | None = None
         self._default_limit = 0
 
     def check_thread(self) -> None:
-        if get_ident() != self._thread:
+        running = asyncio._get_running_loop()
+        if get_ident() != self.thread or (running is not None and running is not self.loop):
             raise RuntimeError(
-                "called outside the event loop's thread: "
+                "called outside the event loop, or its thread: "
                 "use loop.call_soon_threadsafe to call it there"
             )
 
@@ -186,12 +185,12 @@ def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def current_run() -> AsyncioRun:
     loop = asyncio.get_running_loop()
-    try:
-        return loop._trio_parallel_steps  # type: ignore[attr-defined,no-any-return]
-    except AttributeError:
-        # It belongs to the loop, and goes with it.
-        run = loop._trio_parallel_steps = AsyncioRun(loop)  # type: ignore[attr-defined]
-        return run
+    run: AsyncioRun | None = getattr(loop, "_trio_parallel_steps", None)
+    if run is None:
+        run = AsyncioRun(loop)
+        loop._trio_parallel_steps = run  # type: ignore[attr-defined]  # it goes with its loop
+    run.thread = get_ident()  # a loop may run in one thread after another
+    return run
 
 
 class AsyncioHost:
@@ -202,7 +201,6 @@ class AsyncioHost:
         "_core",
         "_deadline",
         "_idle",
-        "_in_body",
         "_loop",
         "_name",
         "_own",
@@ -211,6 +209,7 @@ class AsyncioHost:
         "_task",
         "_tasks",
         "_timers",
+        "_told",
         "now",
     )
 
@@ -221,10 +220,10 @@ class AsyncioHost:
         self._loop = run.loop
         self.now = run.now
         self._tasks = 0  # the live ones
+        self._told: set[Record] = set()  # to stop
         self._idle: asyncio.Future[None] | None = None
         self._timers: dict[Any, asyncio.TimerHandle] = {}  # by record; the step's own by None
         self._deadline = math.inf
-        self._in_body = True
         self._own = 0  # how often we have cancelled the body
         self._core: StepCore
         task = asyncio.current_task()
@@ -236,48 +235,57 @@ class AsyncioHost:
         self._core = core
         if timeout != math.inf:
             self._deadline = self.now() + timeout
-            self._timers[None] = self._loop.call_at(self._deadline, core.interrupted)
+            self._timers[None] = self._loop.call_at(self._deadline, self._expire)
 
     async def leave(
         self, exc: BaseException | None, traceback: TracebackType | None
     ) -> list[BaseException]:
         core = self._core
-        self._in_body = False
         own, self._own = self._own, 0
         for _ in range(own):
             self._task.uncancel()
-        outside = exc
-        if isinstance(exc, asyncio.CancelledError) and own and not self._is_cancelled():
+        outside = exc and first_leaf(exc)
+        if own and not self._is_requested():
             outside = None
-        if exc is None and (own or self._is_cancelled()):
-            # The body has not seen a request yet (or has swallowed it).  Ours must not be met
-            # outside; one from outside goes on, though nothing may be left to wait for.
+        if own or (exc is None and (self._is_requested() or not self._is_busy())):
+            # A request that the body has not seen yet (or has swallowed) is met here: ours must not
+            # be met outside, and one from outside goes on, though nothing may be left to wait for.
             outside = await self._wait(asyncio.sleep(0), outside)
-        while core.outstanding or self._tasks:
+        if outside is None:
+            self._baseline = self._task.cancelling()  # the body has swallowed the rest
+        while self._is_busy():
             self._idle = self._loop.create_future()
             outside = await self._wait(self._idle, outside)
         core.leave_pool()
         core.closed = True
         for timer in self._timers.values():
             timer.cancel()
-        del self._core
+        del self._core, self._timers
         return [] if outside is None else [outside]
+
+    def _expire(self) -> None:
+        self._deadline = min(self._deadline, self.now())  # a loop may call early
+        self._core.interrupted()
+
+    def _is_busy(self) -> bool:
+        return self._core.outstanding > 0 or self._tasks > 0
 
     async def _wait(
         self, awaitable: Awaitable[None], outside: BaseException | None
     ) -> BaseException | None:
+        """The first cancellation from outside, if one was met."""
         try:
             with _shield() if outside is not None else nullcontext():
                 await awaitable
         except asyncio.CancelledError as cancelled:
-            if self._is_cancelled():
+            if outside is None and self._is_requested():
                 self._core.interrupted()
-                return outside or cancelled
+                return cancelled
         return outside
 
-    def _is_cancelled(self) -> bool:
-        """From outside, that is."""
-        return self._task.cancelling() > self._baseline + self._own
+    def _is_requested(self) -> bool:
+        """Has anyone else asked the block's task to stop (which it may have met already)?"""
+        return self._task.cancelling() > self._baseline
 
     # ------------------------------------------------------------ what the core asks
 
@@ -285,38 +293,49 @@ class AsyncioHost:
         self._loop.call_soon(call)
 
     def run(self, record: Record) -> None:
-        self._tasks += 1
+        following: Record | None = record
+        while following is not None:
+            following = self._start(following)
+
+    def _start(self, record: Record) -> Record | None:
         context = record._context
-        if context is None:  # skipped already, by what ran since it was granted
-            context = copy_context()
-        # Not by `context=`: a task factory of the user's own need not take it.
-        task = context.run(self._loop.create_task, self._branch(record))
+        if context is None:  # skipped since it was granted
+            return self._core.not_begun(record)
+        branch = self._branch(record)
+        try:
+            # Not by `context=`: a task factory of the user's own need not take it.
+            task = context.run(self._loop.create_task, branch)
+        except Exception as exc:  # of the task factory: the branch's failure
+            branch.close()
+            self._core.begin(record, self.now())
+            return self._core.raised(record, exc, self.now())
+        self._tasks += 1
         task.add_done_callback(partial(self._done, record))
         task.set_name(f"{self._name}/{record.key}")
+        return None
 
     def stop(self, record: Record, reason: str) -> None:
         task = record._place
-        if isinstance(task, asyncio.Task):
+        if task is not None and task is not RETURNED:
+            self._told.add(record)
             task.cancel(reason)
             if self._redeliver != math.inf:
                 again = partial(self._stop_again, record, reason)
                 self._set_timer(record, self.now() + self._redeliver, again)
 
     def _stop_again(self, record: Record, reason: str) -> None:
-        warnings.warn(
-            f"branch {record.key!r} goes on {self._redeliver} s after it was cancelled ({reason}): "
-            "it is told again",
-            RuntimeWarning,
-            stacklevel=1,
-        )
         self.stop(record, reason)
+        warn(
+            f"branch {record.key!r} goes on {self._redeliver} s after it was cancelled ({reason}): "
+            "it is told again"
+        )
 
     def stop_all(self, reason: str) -> None:
-        if self._in_body:
+        if self._core.body_open:
             self._own += 1
             self._task.cancel(reason)
         for record in self._core.records.values():
-            if record.status is RUNNING and record._cause is None:  # else it has been told
+            if record.status is RUNNING and record not in self._told:
                 self.stop(record, reason)
 
     def wake(self) -> None:
@@ -330,10 +349,10 @@ class AsyncioHost:
             return Cause.TIMEOUT
         if self._deadline <= now:
             return Cause.DEADLINE
-        return Cause.OUTSIDE if self._is_cancelled() else None
+        return None  # a cancellation from outside can't be told from one by a scope in the body
 
     def is_cancelled(self) -> bool:
-        return self._is_cancelled() or self._deadline <= self.now()
+        return self._deadline <= self.now()
 
     def _set_timer(self, record: Record, when: float, call: Callable[[], object]) -> None:
         if (timer := self._timers.get(record)) is not None:
@@ -349,24 +368,25 @@ class AsyncioHost:
             core.interrupted()
         if record.status is not QUEUED:
             return
-        task = record._place = asyncio.current_task()
+        record._place = asyncio.current_task()  # not kept here: its traceback will keep this frame
         core.begin(record, now)
         if record._timeout != math.inf:
             self._set_timer(record, now + record._timeout, partial(self._timed_out, record))
         value = await call(record)
         # Here, not as the task's result: a request to stop that comes too late would replace it.
-        if record._place is task:
-            record._value = value
-            record._place = RETURNED
+        record._value = value
+        record._place = RETURNED
 
     def _timed_out(self, record: Record) -> None:
         if record._cause is None and not self._core.is_stopping():
             self._core.timed_out(record)
+        if record not in self._told:
             assert record._reason is not None
             self.stop(record, record._reason)
 
     def _done(self, record: Record, task: asyncio.Task[None]) -> None:
         self._tasks -= 1
+        self._told.discard(record)
         core = self._core
         if (timer := self._timers.pop(record, None)) is not None:
             timer.cancel()
@@ -400,7 +420,7 @@ class AsyncioHost:
         if rest is None:
             return self._cancelled(record)
         if not isinstance(rest, Exception):
-            core.stop(Cause.CRASH, f"{record.key!r} raised {said(rest)}")
+            core.crashed(repr(record.key), rest)
             return core.stopped(record, self.now())
         strip(rest, ENGINE)
         return core.raised(record, name_foreign(rest, record, "asyncio", "trio"), self.now())

@@ -31,7 +31,7 @@ from trio.lowlevel import (
 from .._announce import Announcer
 from .._cpus import usable_cpus
 from .._records import Cause, Record
-from ._abc import thread_check
+from ._abc import first_leaf, thread_check
 from ._trio_runner import Runner, split_cancelled
 
 if TYPE_CHECKING:
@@ -261,6 +261,4 @@ def _outside(exc: BaseException) -> list[BaseException]:
         a_cancelled = a_cancelled or cancelled
         if rest is not None:
             outside.append(rest)
-    while isinstance(a_cancelled, BaseExceptionGroup):
-        a_cancelled = a_cancelled.exceptions[0]
-    return outside if a_cancelled is None else [a_cancelled, *outside]
+    return outside if a_cancelled is None else [first_leaf(a_cancelled), *outside]

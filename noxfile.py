@@ -1,0 +1,91 @@
+"""What CI runs, and what to run before asking for a merge.
+
+1. `nox` runs all that CI needs.  CI only adds that a missing interpreter is an error.
+2. Tests and docs see the built wheel, never the tree: what was forgotten in it is missed here.
+3. Nothing is written into the tree but what .gitignore names.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["build", "tests", "lint", "typing", "docs"]
+nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
+
+PYTHONS = ["3.11", "3.13"]  # the oldest and the newest that we promise
+PACKAGE = "trio_parallel_steps"
+ROOT = Path(__file__).parent
+DIST = ROOT / "dist"
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, wheel: str | None = None) -> None:
+    """Install dependency groups, and the built wheel with `wheel` as its extras, in one solve."""
+    wanted = nox.project.dependency_groups(PYPROJECT, *groups)
+    if wheel is None:
+        session.install(*wanted)
+        return
+    (built,) = DIST.glob("*.whl")
+    # Another build of the same version is not another version, for pip: leave none behind.
+    session.run("pip", "uninstall", "--yes", "--quiet", PACKAGE, silent=True)
+    session.install(f"{built}[{wheel}]", *wanted)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel into dist/, the wheel from the sdist, and check what they say."""
+    install(session, "build")
+    shutil.rmtree(DIST, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(DIST))
+    session.run("twine", "check", "--strict", *map(str, DIST.iterdir()))
+
+
+@nox.session(python=PYTHONS, requires=["build"])
+def tests(session: nox.Session) -> None:
+    """Run the tests on the wheel; all of them must cover L0-L4.  Arguments go to pytest."""
+    install(session, "test", wheel="all")
+    # Without it the tree, our working directory, would be imported in place of the wheel.
+    data = Path(session.virtualenv.location, ".coverage")
+    env = {"PYTHONSAFEPATH": "1", "COVERAGE_FILE": str(data)}
+    session.run("coverage", "erase", env=env)
+    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=env)
+    session.run("coverage", "combine", "--quiet", env=env)
+    gate = ["--fail-under=0"] if session.posargs else []
+    session.run("coverage", "report", *gate, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format.  `nox -s lint -- --fix` mends what can be mended."""
+    install(session, "lint")
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session(requires=["build"])
+def typing(session: nox.Session) -> None:
+    """Check our own types, and that every public name has one for our users."""
+    install(session, "typing", wheel="all")
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", PACKAGE, "--ignoreexternal")
+
+
+@nox.session(requires=["build"])
+def docs(session: nox.Session) -> None:
+    """Build the docs, where a dangling reference is an error, and draft the changelog."""
+    install(session, "docs", wheel="all")
+    out = ROOT / "docs" / "_build"
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-E", "docs", str(out))
+    session.run("towncrier", "build", "--draft", "--version", "unreleased")
+
+
+@nox.session(requires=["build"])
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks, quickly unless told otherwise: `nox -s bench -- --json out.json`."""
+    install(session, "bench", wheel="all")
+    for script in sorted((ROOT / "bench").glob("bench_*.py")):
+        session.run("python", str(script), *(session.posargs or ["--quick"]))

@@ -1,0 +1,692 @@
+"""The invariants of the design, as one oracle that every property test uses.
+
+1. Running branches <= total tokens, at every step of the scheduler (a shrink excepted: then they
+   only become fewer).
+2. Work conserving: virtual time does not jump while something is admissible.
+3. At the end no tokens are borrowed, and nobody waits.
+4. Every submitted key is in the result exactly once, with exactly one ending.
+5. The outcome is what the branch's own code saw: returned => SUCCEEDED with that value.
+6. Nothing starts after a breach, a deadline, a policy stop or a cancellation from outside.
+7. The first request to stop is the cause.
+8. What the block raises is what the endings table says, and no error is lost.
+9. Observers are told of each event once, in order.
+10. Same seed, same schedule => same log.
+
+The code under test tells the oracle what it saw (`entered`, `returned`, `left`, ...); the host's
+test calls `step_of_scheduler` before each step of each task.  What is wrong is noted, not raised,
+since an exception in here would be taken for a branch's own; `verdict` raises it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from trio_parallel_steps import (
+    Branch,
+    BranchErrors,
+    BranchLimiter,
+    BranchNotDone,
+    BranchNursery,
+    BranchStatus,
+    Breach,
+    Breached,
+    ParallelResult,
+    StepResult,
+    StepTimeout,
+    abc,
+)
+
+if TYPE_CHECKING:
+    from strategies import StepPlan
+
+QUEUED = BranchStatus.QUEUED
+RUNNING = BranchStatus.RUNNING
+SUCCEEDED = BranchStatus.SUCCEEDED
+FAILED = BranchStatus.FAILED
+TIMED_OUT = BranchStatus.TIMED_OUT
+CANCELLED = BranchStatus.CANCELLED
+BREACHED = BranchStatus.BREACHED
+SKIPPED = BranchStatus.SKIPPED
+
+ENDED = {SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, BREACHED, SKIPPED}
+STOPPED = {TIMED_OUT, CANCELLED, BREACHED}
+
+
+@attrs.define
+class WatchedLimiter:
+    limiter: BranchLimiter
+    ceiling: float  # the total, or what was borrowed when it shrank
+    inside: int = 0  # branches in their own code, and entrants
+    entering: int = 0
+
+
+class Oracle:
+    def __init__(
+        self,
+        now: Callable[[], float],
+        cancelled: type[BaseException],
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        self.now = now
+        self.cancelled = cancelled
+        self.is_cancelled = is_cancelled  # the current task, by now
+        self.violations: list[str] = []
+        self.log: list[tuple[object, ...]] = []
+        self.limiters: dict[BranchLimiter, WatchedLimiter] = {}
+        self.steps: list[WatchedStep] = []
+        self._checked_at = -math.inf
+        self._requests = 0
+
+    def check(self, right: bool, promise: str, *seen: object) -> None:
+        if not right:
+            self.violations.append(f"{promise}: {', '.join(map(repr, seen))}")
+
+    def tell(self, *event: object) -> None:
+        self.log.append((self.now(), *event))
+
+    def verdict(self) -> None:
+        if self.violations:
+            log = "\n".join("  ".join(map(str, event)) for event in self.log)
+            raise AssertionError("\n".join([*self.violations, "", "What happened:", log]))
+
+    # ------------------------------------------------------------ limiters
+
+    def watch(self, limiter: BranchLimiter) -> None:
+        self.limiters[limiter] = WatchedLimiter(limiter, limiter.total_tokens)
+
+    def set_limit(self, limiter: BranchLimiter, total_tokens: float) -> None:
+        limiter.total_tokens = total_tokens
+        self.limiters[limiter].ceiling = max(total_tokens, limiter.borrowed_tokens)
+        self.tell("limit", limiter.name, total_tokens)
+
+    @contextmanager
+    def entering(self, limiter: BranchLimiter) -> Iterator[None]:
+        watched = self.limiters[limiter]
+        watched.entering += 1
+        try:
+            yield
+        finally:
+            watched.entering -= 1
+
+    @contextmanager
+    def inside(self, limiter: BranchLimiter) -> Iterator[None]:
+        self.tell("entrant is in", limiter.name)
+        watched = self.limiters[limiter]
+        watched.inside += 1
+        try:
+            yield
+        finally:
+            watched.inside -= 1
+            self.tell("entrant leaves", limiter.name)
+
+    def trip(self, switch: Breach) -> None:
+        reason = switch.reason or self.new_reason("trip")
+        steps = [step for step in self.steps if step.is_open and step.plan.on_switch]
+        before = [step.stop_reason() for step in steps]
+        if switch.reason is None:
+            for step in steps:
+                step.breach_reasons.append(reason)
+        switch.trip(reason)
+        for step, earlier in zip(steps, before, strict=True):
+            self.check(
+                step.stop_reason() is not None or step.is_past_deadline() or not step.is_open,
+                "a tripped switch stops all open steps in the same instant",
+                step.name,
+                earlier,
+            )
+
+    def interrupt(self) -> None:
+        """All of it is about to be cancelled from outside."""
+        self.tell("interrupted from outside")
+        for step in self.steps:
+            step.interrupted_at = min(step.interrupted_at, self.now())
+
+    def new_reason(self, what: str) -> str:
+        self._requests += 1
+        return f"{what} {self._requests}"
+
+    # ------------------------------------------------------------ at every step of the scheduler
+
+    def step_of_scheduler(self) -> None:
+        for watched in self.limiters.values():
+            limiter = watched.limiter
+            borrowed = limiter.borrowed_tokens
+            watched.ceiling = max(limiter.total_tokens, min(watched.ceiling, borrowed))
+            self.check(
+                borrowed <= watched.ceiling, "borrowed <= total", limiter.name, borrowed, watched
+            )
+            self.check(
+                watched.inside <= borrowed,
+                "what runs holds a token",
+                limiter.name,
+                watched.inside,
+                borrowed,
+            )
+        now = self.now()
+        if now > self._checked_at:  # the clock has jumped: everything was waiting
+            for watched in self.limiters.values():
+                self._check_conservation(watched)
+            self._checked_at = now
+        for step in self.steps:
+            step.look()
+
+    def _check_conservation(self, watched: WatchedLimiter) -> None:
+        limiter = watched.limiter
+        how = limiter.statistics()
+        steps = [s for s in self.steps if s.limiter is limiter and s.is_open]
+        queued = sum(s.statistics().queued for s in steps)
+        self.check(
+            how.tasks_waiting == queued + watched.entering,
+            "who waits is counted",
+            how,
+            queued,
+            watched.entering,
+        )
+        self.check(
+            how.borrowed_tokens == watched.inside,
+            "who runs is counted",
+            how,
+            watched.inside,
+        )
+        if how.paused is None and how.borrowed_tokens < how.total_tokens:
+            ungated = how.tasks_waiting - sum(s.statistics().queued for s in steps if s.is_paused)
+            self.check(ungated == 0, "time does not jump while something is admissible", how)
+
+    # ------------------------------------------------------------ at the end
+
+    def at_the_end(self) -> None:
+        for watched in self.limiters.values():
+            how = watched.limiter.statistics()
+            self.check(how.borrowed_tokens == 0, "no token is left borrowed", how)
+            self.check(how.tasks_waiting == 0, "nobody is left waiting", how)
+        for step in self.steps:
+            self.check(not step.is_open, "every block is left", step.name)
+
+    # ------------------------------------------------------------ steps
+
+    def step(self, plan: StepPlan, limiter: BranchLimiter, name: str) -> WatchedStep:
+        step = WatchedStep(self, plan, limiter, name)
+        self.steps.append(step)
+        return step
+
+
+@attrs.define
+class Trace:
+    """What the code of one branch saw."""
+
+    timeout: float
+    submitted_at: float
+    entered_at: float | None = None
+    left_at: float | None = None
+    value: object = None
+    error: BaseException | None = None
+
+
+class Recorder(abc.Observer):
+    """Checks that observers are told of each event once, in order."""
+
+    def __init__(self, step: WatchedStep) -> None:
+        self._step = step
+        self.hooks: dict[Any, list[str]] = {}
+        self.opened = 0
+        self.closed = 0
+        self.breached_for: list[str] = []
+        self.results: dict[Any, StepResult[Any]] = {}
+
+    def _told(self, hook: str, branch: Branch[Any], *rest: object) -> None:
+        self._step.oracle.tell(hook, branch.key, *rest)
+        self._step.oracle.check(
+            self.opened == 1 and not self.closed, "told between opening and closing", hook
+        )
+        self.hooks.setdefault(branch.key, []).append(hook)
+
+    def step_opened(self, step: BranchNursery) -> None:
+        self.opened += 1
+
+    def branch_queued(self, branch: Branch[Any]) -> None:
+        self._told("queued", branch)
+
+    def branch_started(self, branch: Branch[Any]) -> None:
+        """It runs from here on; what an observer that is told later does comes after its start."""
+        self._told("started", branch)
+        step, oracle = self._step, self._step.oracle
+        oracle.check(step.stop_reason() is None, "nothing starts after a stop", branch)
+        oracle.check(not step.is_past_deadline(), "nothing starts after a deadline", branch)
+        oracle.check(
+            not oracle.is_cancelled(), "nothing starts after a cancellation from outside", branch
+        )
+
+    def cancel_requested(self, branch: Branch[Any], reason: str) -> None:
+        self._told("cancel_requested", branch, reason)
+        self._step.requested(branch.key, reason)
+
+    def branch_ended(self, branch: Branch[Any], result: StepResult[Any]) -> None:
+        self._told("ended", branch, result.status.value, result.reason)
+        self._step.oracle.check(
+            branch.status is result.status and result.status in ENDED,
+            "told after the state has changed",
+            branch,
+        )
+        self.results[branch.key] = result
+
+    def breached(self, step: BranchNursery, reason: str) -> None:
+        self._step.oracle.tell("breached", self._step.name, reason)
+        self.breached_for.append(reason)
+
+    def step_closed(self, step: BranchNursery, result: ParallelResult[Any, Any]) -> None:
+        self.closed += 1
+
+    def check(self, result: ParallelResult[Any, Any]) -> None:
+        check = self._step.oracle.check
+        check((self.opened, self.closed) == (1, 1), "a step opens and closes once", self._step.name)
+        check(self.hooks.keys() == result.keys(), "told of every branch", list(self.hooks))
+        for key, hooks in self.hooks.items():
+            told = [hook for hook in hooks if hook != "cancel_requested"]
+            ran = result[key].status is not SKIPPED
+            check(
+                told == (["queued", "started", "ended"] if ran else ["queued", "ended"]),
+                "told of each event once, in order",
+                key,
+                hooks,
+            )
+            check(hooks.count("cancel_requested") <= 1, "told to stop once", key, hooks)
+            check(self.results.get(key) is result[key], "the result told is the result", key)
+
+
+class WatchedStep:
+    """One step: what its code saw, against the engine's account."""
+
+    def __init__(self, oracle: Oracle, plan: StepPlan, limiter: BranchLimiter, name: str) -> None:
+        self.oracle = oracle
+        self.plan = plan
+        self.limiter = limiter
+        self.name = name
+        self.recorder = Recorder(self)
+        self.nursery: BranchNursery | None = None
+        self.is_open = False
+        self.is_paused = False
+        self.refused = False  # its switch had been tripped
+        self.body_error: Exception | None = None
+        self.opened_at = 0.0
+        self.branches: list[Branch[Any]] = []
+        self.traces: dict[str, Trace] = {}
+        self.exits: list[str] = []
+        self.inside = 0
+        self.peak = 0
+        self.requests: dict[str, tuple[str, float]] = {}  # as observers were told
+        self.cancelled_for: dict[str, str] = {}  # by calls that returned True
+        self.breach_reasons: list[str] = []
+        self.first_breach: str | None = None  # that was certainly the first stop
+        self.stopped_at = math.inf  # when a stop was first seen
+        self.interrupted_at = math.inf  # when Cancelled was seen coming from outside
+
+    # ------------------------------------------------------------ what the code tells
+
+    def opened(self, nursery: BranchNursery) -> None:
+        self.nursery = nursery
+        self.is_open = True
+        self.opened_at = self.oracle.now()
+        self.oracle.tell("opened", self.name)
+
+    @contextmanager
+    def submitting(self, key: str, timeout: float) -> Iterator[None]:
+        self.traces[key] = Trace(timeout, self.oracle.now())
+        try:
+            yield
+        except Exception as exc:
+            self.oracle.check(False, "a branch can be submitted until the block is left", key, exc)
+            del self.traces[key]
+            raise
+
+    def submitted(self, branch: Branch[Any]) -> None:
+        self.branches.append(branch)
+        self.oracle.check(
+            self.nursery is not None and self.nursery[branch.key] is branch,
+            "nursery[key] is the branch",
+            branch,
+        )
+        if self.stop_reason() is not None:
+            self.oracle.check(
+                branch.status is SKIPPED, "skipped already if submitted after a stop", branch
+            )
+
+    def entered(self, key: str) -> int:
+        now = self.oracle.now()
+        self.oracle.tell("enters", key)
+        self.oracle.check(
+            self.recorder.hooks.get(key, [])[:2] == ["queued", "started"],
+            "observers are told before its code is called",
+            key,
+        )
+        trace = self.traces[key]
+        self.oracle.check(trace.entered_at is None, "a branch is called once", key)
+        trace.entered_at = now
+        self.oracle.limiters[self.limiter].inside += 1
+        self.inside += 1
+        self.peak = max(self.peak, self.inside)
+        return len([t for t in self.traces.values() if t.entered_at is not None])
+
+    def _left(self, key: str) -> Trace:
+        self.oracle.limiters[self.limiter].inside -= 1
+        self.inside -= 1
+        self.exits.append(key)
+        trace = self.traces[key]
+        trace.left_at = self.oracle.now()
+        return trace
+
+    def returned(self, key: str, value: object) -> None:
+        self.oracle.tell("returns", key)
+        self._left(key).value = value
+
+    def left(self, key: str, exc: BaseException) -> None:
+        self.oracle.tell("raises", key, type(exc).__name__)
+        self._left(key).error = exc
+
+    def target(self, number: int) -> Branch[Any] | None:
+        return self.branches[number % len(self.branches)] if self.branches else None
+
+    def requested(self, key: str, reason: str) -> None:
+        self.requests.setdefault(key, (reason, self.oracle.now()))
+
+    def cancel(self, branch: Branch[Any]) -> None:
+        reason = self.oracle.new_reason("cancel")
+        before = branch.status
+        if branch.cancel(reason):
+            self.oracle.tell("cancels", branch.key, reason)
+            self._has_cancelled(branch, before, reason)
+        else:
+            self.oracle.check(
+                before is not QUEUED
+                or branch.status is SKIPPED
+                or self.stop_reason() is not None
+                or self.is_cut_short()
+                or bool(self.plan.reactions),  # it may be told already, and not skipped yet
+                "a queued branch can be cancelled",
+                branch,
+            )
+
+    def _has_cancelled(self, branch: Branch[Any], before: BranchStatus, reason: str) -> None:
+        check = self.oracle.check
+        check(before in (QUEUED, RUNNING), "only what is live can be cancelled", branch)
+        check(branch.key not in self.cancelled_for, "only one request is the first", branch)
+        if before is QUEUED:
+            check(branch.status is SKIPPED, "a queued branch that is cancelled is skipped", branch)
+        self.cancelled_for[branch.key] = reason
+
+    def cancel_where(self, predicate: Callable[[Any], bool]) -> None:
+        assert self.nursery is not None
+        reason = self.oracle.new_reason("cancel where")
+        before = {b.key: b.status for b in self.branches}
+        told = self.nursery.cancel_where(predicate, reason)
+        self.oracle.tell("cancels where", *told)
+        self.oracle.check(
+            told == [key for key in self.traces if key in set(told)],
+            "in the order of submission",
+            told,
+        )
+        for key in told:
+            self.oracle.check(predicate(key), "only what the predicate accepts is cancelled", key)
+            self._has_cancelled(self.nursery[key], before[key], reason)
+
+    def reprioritise(self, branch: Branch[Any], priority: int) -> None:
+        before = branch.status
+        try:
+            branch.priority = priority
+        except RuntimeError:
+            self.oracle.check(before is not QUEUED, "settable while queued", branch)
+        else:
+            self.oracle.check(before is QUEUED, "settable while queued only", branch)
+            self.oracle.check(branch.priority == priority, "a priority that is set stays", branch)
+
+    def breach(self) -> None:
+        assert self.nursery is not None
+        earlier = self.stop_reason()
+        untouched = earlier is None and not self.is_cut_short()
+        reason = self.oracle.new_reason("breach")
+        self.breach_reasons.append(reason)
+        self.nursery.breach(reason)
+        self.oracle.tell("breaches", self.name, reason)
+        if untouched:
+            self.first_breach = reason
+            self.oracle.check(self.stop_reason() == reason, "a breach is synchronous", reason)
+
+    def pause(self) -> None:
+        assert self.nursery is not None
+        self.nursery.pause("for a while")
+        self.is_paused = True
+
+    def resume(self) -> None:
+        assert self.nursery is not None
+        if self.is_open:
+            self.nursery.resume()
+        self.is_paused = False
+
+    def waited(self, branch: Branch[Any], result: StepResult[Any]) -> None:
+        self.oracle.check(branch.status in ENDED, "wait() returns when it has ended", branch)
+        self.oracle.check(result.key == branch.key, "wait() returns its result", branch)
+
+    def consumed(self, results: list[StepResult[Any]]) -> None:
+        how = self.statistics()
+        self.oracle.check(
+            len(results) == how.ended and not how.queued + how.running,
+            "completed() ends when it has caught up and nothing is outstanding",
+            how,
+        )
+        ran = [result.key for result in results if result.status is not SKIPPED]
+        self.oracle.check(ran == self.exits, "completed() is in the order of ending", ran)
+
+    # ------------------------------------------------------------ what the engine says meanwhile
+
+    def statistics(self) -> Any:
+        assert self.nursery is not None
+        return self.nursery.statistics()
+
+    def stop_reason(self) -> str | None:
+        reason: str | None = self.statistics().stop_reason
+        return reason
+
+    def deadline(self) -> float:
+        return self.opened_at + min(self.plan.fail_after, self.plan.move_on_after)
+
+    def is_past_deadline(self) -> bool:
+        return self.oracle.now() >= self.deadline()
+
+    def is_cut_short(self) -> bool:
+        """By what the engine may not have been told of yet."""
+        return (
+            self.is_past_deadline() or self.interrupted_at < math.inf or self.oracle.is_cancelled()
+        )
+
+    def look(self) -> None:
+        if self.is_open and self.stopped_at == math.inf and self.stop_reason() is not None:
+            self.stopped_at = self.oracle.now()
+
+    # ------------------------------------------------------------ the end
+
+    def closed(self, raised: BaseException | None) -> None:
+        assert self.nursery is not None
+        self.look()
+        self.is_open = False
+        check = self.oracle.check
+        name = None if raised is None else type(raised).__name__
+        self.oracle.tell("closed", self.name, name, self.stop_reason())
+        result = self.nursery.result
+        keys = list(self.traces)
+        check(list(result) == keys, "every key is in the result, in the order of submission", keys)
+        for branch in self.branches:
+            self._check_branch(branch, result[branch.key])
+        check(
+            list(result.completion_order) == self.exits,
+            "completion_order is the order in which the branches ended",
+            result.completion_order,
+            self.exits,
+        )
+        check(
+            [result[key].completion_index for key in self.exits] == list(range(len(self.exits))),
+            "completion_index counts the endings",
+        )
+        check(result.peak_in_flight == self.peak, "the peak is exact", result.peak_in_flight)
+        how = self.statistics()
+        check(
+            (how.queued, how.running, how.ended) == (0, 0, len(keys)), "all have ended", how, keys
+        )
+        check(self.inside == 0, "no code of a branch runs on", self.inside)
+        self.recorder.check(result)
+        self._check_raised(result, raised)
+
+    def _check_branch(self, branch: Branch[Any], result: StepResult[Any]) -> None:
+        check = self.oracle.check
+        trace = self.traces[branch.key]
+        status = result.status
+        check(status in ENDED and branch.status is status, "it has ended", branch, result)
+        check(result.submitted_at == trace.submitted_at, "submitted then", result)
+        check(result.started_at == trace.entered_at, "started when its code was called", result)
+        check((result.reason is None) == (status in (SUCCEEDED, FAILED)), "why", result)
+        reason = self.cancelled_for.get(branch.key)
+        if reason is not None and status in {*STOPPED, SKIPPED}:
+            check(status in (CANCELLED, SKIPPED), "the first request is the cause", result)
+            check(result.reason == reason, "with its reason", result, reason)
+        if trace.entered_at is None:
+            check(status is SKIPPED, "what never ran is skipped", result)
+            check(result.attempts == 0 and result.completion_index is None, "skipped", result)
+            check(result.output is None and result.exception is None, "skipped", result)
+            return
+        check(result.ended_at == trace.left_at, "ended when its code did", result)
+        check(result.attempts == 1, "one attempt", result)
+        if trace.error is None:
+            check(status is SUCCEEDED, "it returned", result)
+            check(result.output == trace.value and result.exception is None, "that", result)
+            return
+        check(result.output is None, "no output without success", result)
+        error, is_cancelled = self._split(trace.error)
+        if error is not None:
+            check(status is FAILED, "it raised", result, error)
+            if is_cancelled:
+                check(leaves(result.exception) == leaves(error), "that exception", result, error)
+            else:
+                check(is_same(result.exception, error), "that exception", result, error)
+            return
+        check(status in STOPPED, "only Cancelled came out of it", result)
+        self._check_stopped(branch, result, trace)
+
+    def _split(self, exc: BaseException) -> tuple[BaseException | None, bool]:
+        if isinstance(exc, BaseExceptionGroup):
+            cancelled, rest = exc.split(self.oracle.cancelled)
+            return (exc, False) if cancelled is None else (rest, True)
+        if isinstance(exc, self.oracle.cancelled):
+            return None, True
+        return exc, False
+
+    def _check_stopped(self, branch: Branch[Any], result: StepResult[Any], trace: Trace) -> None:
+        check = self.oracle.check
+        status = result.status
+        assert trace.entered_at is not None
+        assert trace.left_at is not None
+        own_deadline = trace.entered_at + trace.timeout
+        by_own_timeout = isinstance(result.exception, trio.TooSlowError)
+        if by_own_timeout:
+            check(status is TIMED_OUT, "its own timeout", result)
+            check(trace.left_at >= own_deadline, "not before its timeout", result)
+        else:
+            check(result.exception is None, "only a timeout of its own is an exception", result)
+        if status is TIMED_OUT and not by_own_timeout:
+            check(trace.left_at >= self.deadline(), "not before the deadline", result)
+        if status is BREACHED:
+            check(result.reason in self.breach_reasons, "a breach's reason", result)
+        _, requested_at = self.requests.get(branch.key, ("", math.inf))
+        others = min(requested_at, self.stopped_at, self.deadline(), self.interrupted_at)
+        if own_deadline < others:
+            check(by_own_timeout, "its own timeout was first", result, own_deadline, others)
+        elif own_deadline > others:
+            check(not by_own_timeout, "its own timeout was not first", result, others)
+        elif own_deadline < min(self.deadline(), self.interrupted_at):
+            # Whatever else asked at that instant, it ran after the deadlines of that instant.
+            check(by_own_timeout, "its own timeout came first", result, self.requests)
+
+    def _check_raised(self, result: ParallelResult[Any, Any], raised: BaseException | None) -> None:
+        check = self.oracle.check
+        _, from_outside = (None, False) if raised is None else self._split(raised)
+        policy = self.plan.policy
+        failed = len(result.errors)
+        allowed = {"FAIL_FAST": 0, "tolerate": 1}.get(policy, math.inf)
+        goal = {"FIRST_SUCCESS": 1, "quorum": 2}.get(policy, 0)
+        cut_by_deadline = self.stop_reason() is not None and "timed out" in self.stop_reason()
+        if raised is None:
+            check(self.body_error is None, "an error of the body is raised", self.body_error)
+            check(failed <= allowed, "errors that the policy raises are raised", result.errors)
+            check(
+                len(result.outputs) >= goal or cut_by_deadline,
+                "an unmet policy is an error",
+                policy,
+                result.outputs,
+            )
+            check(self.first_breach is None, "a breach is raised", self.first_breach)
+            check(result.success == (not cut_by_deadline and self._kept(result)), "success", result)
+            return
+        if from_outside:
+            return
+        check(not result.success, "not a success", result, raised)
+        if self.first_breach is not None:
+            check(isinstance(raised, Breached), "a breach is raised", raised)
+        if isinstance(raised, Breached):
+            check(raised.reason in self.breach_reasons, "the breach's reason", raised)
+            check(raised.reason == self.stop_reason(), "its reason", raised)
+            check(self.recorder.breached_for == [raised.reason], "observers were told", raised)
+        elif isinstance(raised, StepTimeout):
+            check(self.plan.fail_after < math.inf, "only with fail_after", raised)
+            check(self.is_past_deadline(), "not before the deadline", raised)
+        else:
+            check(isinstance(raised, BranchErrors), "the endings table", raised)
+        check(getattr(raised, "result", None) is result, "carries the result", raised)
+        shown = leaves(raised) if isinstance(raised, BranchErrors) else leaves(raised.__cause__)
+        own = {
+            id(leaf)
+            for error in [*result.errors.values(), self.body_error]
+            for leaf in leaves(error)
+        }
+        for leaf in shown:
+            check(
+                id(leaf) in own or isinstance(leaf, BranchNotDone),
+                "raises what branches and body raised",
+                leaf,
+            )
+        if self.body_error is not None:
+            check(self.body_error in shown, "the error of the body is shown", raised)
+        if failed > allowed:
+            for error in result.errors.values():
+                check(
+                    all(leaf in shown for leaf in leaves(error)), "no error is lost", error, raised
+                )
+
+    def _kept(self, result: ParallelResult[Any, Any]) -> bool:
+        failed = len(result.errors)
+        match self.plan.policy:
+            case "FAIL_FAST" | "COLLECT":
+                return failed == 0
+            case "tolerate":
+                return failed <= 1
+            case _:
+                return True  # or it would have raised
+
+
+def is_same(one: BaseException | None, other: BaseException | None) -> bool:
+    """The same exception; of a group it may be a copy, as a scope that was cancelled splits it."""
+    if isinstance(one, BaseExceptionGroup) and isinstance(other, BaseExceptionGroup):
+        return (type(one), one.message, len(one.exceptions)) == (
+            type(other),
+            other.message,
+            len(other.exceptions),
+        ) and all(map(is_same, one.exceptions, other.exceptions))
+    return one is other
+
+
+def leaves(exc: BaseException | None) -> list[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for inner in exc.exceptions for leaf in leaves(inner)]
+    return [] if exc is None else [exc]
