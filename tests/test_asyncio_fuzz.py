@@ -209,7 +209,7 @@ class OneStep:
             for _ in range(random.randrange(3)):
                 await self.act()
             if way == 0:
-                await asyncio.Event().wait()
+                await asyncio.sleep(50)
         except asyncio.CancelledError:
             if way == 1:
                 return -1  # in spite of it

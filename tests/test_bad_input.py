@@ -781,8 +781,10 @@ async def test_outside_the_trio_thread_it_is_a_runtime_error_that_says_what_to_d
     async with open_branch_nursery(limiter, breach=breach) as nursery:
         nursery.start_soon("runs", give, 1)
         branch = nursery.start_soon("a", give, 2)
+        nursery.pause("so that both are queued")
         with raises_in_a_thread():
             await trio.to_thread.run_sync(FROM_A_THREAD[call], nursery, branch, breach, limiter)
+        nursery.resume()
     assert nursery.result.outputs == {"runs": 1, "a": 2}
     assert (breach.reason, limiter.total_tokens, limiter.statistics().paused) == (None, 1, None)
 

@@ -116,7 +116,7 @@ class Step:
             Rules(rules) if rules else None,
             list(observers),
             run,
-            0,
+            None,
             math.inf,
         )
         self.core.host = self.host

@@ -99,11 +99,11 @@ async def test_it_is_a_semaphore_first_come_first_served(autojump_clock: MockClo
     log: list[str] = []
     async with trio.open_nursery() as nursery:
         for n in range(5):
-            nursery.start_soon(hold, limiter, 1, log, f"{n}")
+            nursery.start_soon(hold, limiter, 2 - n % 2 / 2, log, f"{n}")
             await wait_all_tasks_blocked()
         assert busy(limiter) == (2, 3)
     assert log == ["0", "1", "2", "3", "4"]
-    assert trio.current_time() == 3
+    assert trio.current_time() == 5
     assert busy(limiter) == (0, 0)
 
 
@@ -171,7 +171,7 @@ async def test_a_grant_that_comes_with_a_cancellation_is_passed_on(
             await wait_all_tasks_blocked()
             nursery.start_soon(hold, limiter, 1, log, "next")
             await wait_all_tasks_blocked()
-        first.cancel()  # it has been granted the token, and has not run since
+            first.cancel()  # it has not run since when the token is given to it
         await wait_all_tasks_blocked()
         assert log == ["next"]
     assert busy(limiter) == (0, 0)

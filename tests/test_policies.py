@@ -88,17 +88,17 @@ async def test_collect_is_kept_when_nothing_fails() -> None:
 @pytest.mark.parametrize("failures", [0, 1, 2])
 async def test_tolerate_collects_up_to_that_many(failures: int, autojump_clock: MockClock) -> None:
     errors = [ValueError(n) for n in range(4)]
-    async with open_branch_nursery(policy=tolerate(failures)) as nursery:
+    async with open_branch_nursery(9, policy=tolerate(failures)) as nursery:
         for n in range(failures):
-            nursery.start_soon(n, fail_after, n, errors[n])
+            nursery.start_soon(n, fail_after, 1 + n, errors[n])
         nursery.start_soon("a", give_after, 10, 1)
     assert nursery.result.success
     assert nursery.result.outputs == {"a": 1}
 
     with pytest.raises(BranchErrors) as caught:
-        async with open_branch_nursery(policy=tolerate(failures)) as nursery:
+        async with open_branch_nursery(9, policy=tolerate(failures)) as nursery:
             for n in range(4):
-                nursery.start_soon(n, fail_after, n, errors[n])
+                nursery.start_soon(n, fail_after, 1 + n, errors[n])
             nursery.start_soon("a", give_after, 10, 1)
     assert caught.value.exceptions == tuple(errors[: failures + 1])
     assert nursery.result["a"].status is CANCELLED
@@ -218,7 +218,7 @@ async def test_reach_counts_the_branches_that_branches_submit() -> None:
     assert nursery.result.success
 
 
-@pytest.mark.parametrize("policy", [FIRST_SUCCESS, quorum(2), until(never)], ids=repr)
+@pytest.mark.parametrize("policy", [FIRST_SUCCESS, until(never)], ids=repr)
 @pytest.mark.parametrize("when", ["in the body", "after the body"])
 async def test_skipped_and_cancelled_branches_do_not_help_to_reach_a_goal(
     policy: Policy, when: str, autojump_clock: MockClock
@@ -262,7 +262,8 @@ class Own:
 
 @pytest.mark.parametrize("policy", [FAIL_FAST, COLLECT, tolerate(0), tolerate(2), Own()])
 async def test_an_empty_step_satisfies_the_others(policy: Policy) -> None:
-    result = await run_branches({}, policy=policy)
+    branches: Branches = {}
+    result = await run_branches(branches, policy=policy)
     assert result.success
     assert result.stop_reason is None
 
@@ -271,7 +272,7 @@ async def test_an_empty_step_satisfies_the_others(policy: Policy) -> None:
 
 
 async def test_until_stops_once_it_is_done(autojump_clock: MockClock) -> None:
-    policy = until(lambda key, result: result.success and result.output >= 2)
+    policy = until(lambda key, result: key >= 2 and result.success)
     result = await run_branches(succeed_after(1, 2, 3), policy=policy)
     assert statuses(result) == {1: SUCCEEDED, 2: SUCCEEDED, 3: CANCELLED}
     assert result.success
@@ -400,7 +401,7 @@ async def test_it_may_fail_without_any_error(autojump_clock: MockClock) -> None:
         )
     (error,) = caught.value.exceptions
     assert type(error) is BranchNotDone
-    assert str(error) == "'step': policy failed: 'a'"
+    assert str(error) == "'step': policy failed: 'a' succeeded"
 
 
 async def test_one_that_raises_stops_the_step_as_the_body_would() -> None:

@@ -215,13 +215,12 @@ class Pool:
         self.waiting -= 1
         self.admitted += 1
 
-    def take_now(self, waiter: Waiter) -> None:
-        """For a waiter that need not queue, as nobody does and a token is there."""
-        token = Token(waiter)
-        self._ledger.take(token)
-        waiter._token = token
-        self.used += 1
-        self.admitted += 1
+    def enter(self, waiter: Waiter, depth: int) -> None:
+        """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
+        looked at."""
+        self.push(waiter, depth)
+        if not self._kicked:
+            self.dispatch()
 
     def pass_on(self, token: Token, step: StepCore) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes

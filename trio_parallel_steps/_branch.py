@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 
 from ._records import QUEUED, RUNNING, Record, running_record
-from ._util import NoPublicConstructor, check_int, check_str
+from ._util import NoPublicConstructor, check_int, check_str, expected, is_number
 from .hosts import current_run, protected
 
 if TYPE_CHECKING:
@@ -89,6 +89,10 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
     @protected
     def report(self, done: float, total: float | None = None) -> None:
         """Progress, for observers: ``done`` of ``total`` units of any kind."""
+        if not is_number(done):
+            raise TypeError(expected("done", "a number", done))
+        if total is not None and not is_number(total):
+            raise TypeError(expected("total", "a number or None", total))
         if (step := self._step) is not None:
             step.run.check_thread()
             if step.observers:

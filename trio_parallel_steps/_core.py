@@ -90,6 +90,7 @@ class StepCore:
         "name",
         "observers",
         "outstanding",
+        "parent",
         "paused",
         "peak",
         "policy",
@@ -105,6 +106,7 @@ class StepCore:
         "timeout",
         "_asked_on_success",
         "_before_stop",
+        "_failed_late",
         "_is_over",
     )
 
@@ -116,7 +118,7 @@ class StepCore:
         rules: Rules | None,
         observers: list[Observer],
         run: Run,
-        depth: int,
+        parent: Record | None,
         timeout: float,
     ) -> None:
         self.name = name
@@ -126,23 +128,25 @@ class StepCore:
         self.observers = observers
         self.run = run
         self.announcer = run.announcer
-        self.depth = depth
+        self.parent = parent  # the branch that the step is in
+        self.depth: int = 0 if parent is None or parent._step is None else parent._step.depth + 1
         self.timeout = timeout
         self.host: Placement
         self.handle: Any  # what observers and users hold
         self.records: dict[Hashable, Record] = {}  # in the order of submission
         self.endings: list[Record] = []  # in the order of ending, skipped ones included
-        self.ran = 0  # how many of these did run
-        self._endings_before_stop = 0
-        self._is_over = False
-        self.cut = 0  # what a stop of the step has cut short: branches, and the body
-        self.outstanding = 0
-        self.running = 0
-        self.peak = 0
-        self.succeeded = 0
-        self.failed = 0
-        self.body_open = True
-        self.closed = False
+        self.ran: int = 0  # how many of these did run
+        self._endings_before_stop: int = 0
+        self._is_over: bool = False
+        self._failed_late: bool = False
+        self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
+        self.outstanding: int = 0
+        self.running: int = 0
+        self.peak: int = 0
+        self.succeeded: int = 0
+        self.failed: int = 0
+        self.body_open: bool = True
+        self.closed: bool = False
         self.paused: str | None = None
         self.held: list[Entry] = []  # set aside by the pool while we are paused
         self.cause: Cause | None = None
@@ -156,9 +160,9 @@ class StepCore:
     # ------------------------------------------------------------ branches come
 
     def submit(self, record: Record) -> None:
+        self._notice()
         self.records[record.key] = record
         self.outstanding += 1
-        self._notice()
         admissible = self.cause is None
         if admissible:
             if self.rules is not None:
@@ -231,6 +235,8 @@ class StepCore:
             self._apply_rules(record)
         if self.cause is None and (ask_policy or self.policy.has_goal):
             self._judge(record, ask_policy)
+        elif ask_policy and self.policy.is_users_own and self.is_stopping():
+            self._ask_late(record)
         if not self.outstanding:
             self.host.wake()
         return self._pass_on(record)
@@ -286,14 +292,8 @@ class StepCore:
     def _judge(self, record: Record, ask: bool) -> None:
         tally = self.tally()
         if ask:
-            try:
-                decision = self.policy.on_end(record.key, record.result, tally)
-            except Exception as exc:  # as an exception of the body
-                self.errors.append(exc)
-                self.stop(Cause.BODY, f"the policy raised {said(exc)}")
-                return
-            except BaseException as exc:
-                self.crashed("a callback", exc)
+            decision = self._ask(record, tally)
+            if decision is None:
                 return
             if decision is Decision.SATISFIED:
                 self.stop(Cause.SATISFIED, f"policy satisfied by {record.key!r}")
@@ -303,6 +303,27 @@ class StepCore:
                 self.stop(Cause.POLICY, f"policy failed: {why}")
                 return
         self._judge_reach(tally)
+
+    def _ask_late(self, record: Record) -> None:
+        """Would it have failed the step, had nothing else stopped it?"""
+        if self._ask(record, self.tally()) is Decision.FAILED:
+            self._failed_late = True
+
+    def policy_raises(self) -> bool:
+        """Are the branches' exceptions to be raised, though something else stopped the step?"""
+        return self._failed_late or self.policy.raises(self.tally())
+
+    def _ask(self, record: Record, tally: Tally) -> Decision | None:
+        """What the policy says; None if it raised, which stops the step as an exception of the body
+        would."""
+        try:
+            return self.policy.on_end(record.key, record.result, tally)
+        except Exception as exc:
+            self.errors.append(exc)
+            self.stop(Cause.BODY, f"the policy raised {said(exc)}")
+        except BaseException as exc:
+            self.crashed("the policy", exc)
+        return None
 
     def _judge_reach(self, tally: Tally) -> None:
         if not self.body_open and not self.policy.in_reach(tally):
@@ -451,8 +472,8 @@ class StepCore:
     # ------------------------------------------------------------ changes
 
     def reorder(self, record: Record, priority: int) -> None:
-        record._priority = priority
-        if record._token is None:
+        changed, record._priority = record._priority != priority, priority
+        if changed and record._token is None:
             self.pool.reorder(record, self.depth)
 
     def pause(self, reason: str) -> None:

@@ -76,12 +76,12 @@ def _with_errors(
 
 
 def _raised_by_policy(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
-    return list(result.errors.values()) if step.policy.raises(step.tally()) else []
+    return list(result.errors.values()) if step.policy_raises() else []
 
 
 def _shown(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
     """Errors that the policy raises, or else those met while being stopped."""
-    if step.policy.raises(step.tally()):
+    if step.policy_raises():
         return list(result.errors.values())
     return [
         exception

@@ -21,7 +21,7 @@ from .hosts import current_run, protected
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from ._core import StepCore
+    from ._records import Record
     from .hosts._abc import Run
 
 
@@ -164,15 +164,14 @@ class BranchLimiter:
             self._pool = Pool(run.ledger(self._total_tokens), self._total_tokens, self._paused)
         return self._pool
 
-    def _open(self, run: Run, step: StepCore) -> None:
-        assert self._pool is not None
-        self._pool.steps[step] = None
-
     def _check_not_held(self, run: Run) -> None:
-        """Who waits for a token of the pool that it holds one of may wait for ever."""
-        branch = enclosing_branch(run)
-        if branch is not None and branch._step is not None and branch._step.pool is self._pool:
-            raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
+        """Who waits for a token of the pool that it, or a branch around it, holds one of may wait
+        for ever."""
+        branch: Record | None = enclosing_branch(run)
+        while branch is not None and (step := branch._step) is not None:
+            if step.pool is self._pool:
+                raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
+            branch = step.parent
         if run.current_task() in self._holders:
             raise RuntimeError(f"this task holds a token of {self!r} already")
 
@@ -187,11 +186,7 @@ class BranchLimiter:
         self._check_not_held(run)
         event = run.event()
         entrant = _Entrant(event.set)
-        if pool.fits() and not pool.waiting:
-            pool.take_now(entrant)
-            event.set()
-        else:
-            pool.push(entrant, entrant.depth)
+        pool.enter(entrant, entrant.depth)
         try:
             await event.wait()
         except BaseException:

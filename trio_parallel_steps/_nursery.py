@@ -144,6 +144,8 @@ class BranchNursery(metaclass=NoPublicConstructor):
         """
         if not callable(predicate):
             raise TypeError(expected("predicate", "a function of a key", predicate))
+        if reason is not None:
+            check_str("reason", reason)
         self._run.check_thread()
         chosen = [
             key

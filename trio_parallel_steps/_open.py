@@ -97,7 +97,6 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         pool = limiter._bind(run)
         limiter._check_not_held(run)
         rules = Rules(options.cancel_rules) if options.cancel_rules else None
-        depth = 0 if enclosing is None or enclosing._step is None else enclosing._step.depth + 1
         core = StepCore(
             options.name,
             pool,
@@ -105,7 +104,7 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             rules,
             list(options.observers),
             run,
-            depth,
+            enclosing,
             options.timeout,
         )
         nursery = self._nursery = core.handle = BranchNursery._create(core, limiter)

@@ -77,6 +77,7 @@ class EnginePolicy:
 
     asked_on: ClassVar[frozenset[BranchStatus]] = ANY
     has_goal: ClassVar[bool] = False
+    is_users_own: ClassVar[bool] = False
 
     def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
         raise NotImplementedError  # pragma: no cover
@@ -97,6 +98,7 @@ class EnginePolicy:
 
 @attrs.frozen
 class _UsersOwn(EnginePolicy):
+    is_users_own: ClassVar[bool] = True
     policy: Policy
 
     def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:

@@ -48,13 +48,24 @@ async def run_branches(
     """
     if not isinstance(branches, Mapping):
         raise TypeError(expected("branches", "a mapping from key to async function", branches))
-    for key, async_fn in branches.items():
-        check_async_fn(async_fn, f"branches[{key!r}]")
+    _check_async_fns(branches)
     check_seconds("branch_timeout", branch_timeout)
     _check_priorities(priorities, branches)
     async with open_branch_nursery(limit, **nursery_options) as nursery:
         _submit_all(nursery, branches, priorities or {}, branch_timeout)
     return nursery.result
+
+
+def _check_async_fns(branches: Mapping[Any, Callable[[], Awaitable[Any]]]) -> None:
+    """All of them, so that no coroutine object given in place of a function is left unawaited."""
+    first: TypeError | None = None
+    for key, async_fn in branches.items():
+        try:
+            check_async_fn(async_fn, f"branches[{key!r}]")
+        except TypeError as exc:
+            first = first or exc
+    if first is not None:
+        raise first
 
 
 def _check_priorities(priorities: Mapping[Any, int] | None, branches: Mapping[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from sniffio import AsyncLibraryNotFoundError, current_async_library
@@ -29,12 +30,15 @@ def current_run(host: str | None = None) -> Run:
             host = current_async_library()
         except AsyncLibraryNotFoundError:
             raise RuntimeError("must be called from async context, on trio or asyncio") from None
-    if host == "trio":
-        return _trio_run()
-    if host == "asyncio":
-        from ._asyncio import current_run as asyncio_run  # loaded by those who need it
+    try:
+        if host == "trio":
+            return _trio_run()
+        if host == "asyncio":
+            from ._asyncio import current_run as asyncio_run  # loaded by those who need it
 
-        return asyncio_run()
+            return asyncio_run()
+    except RuntimeError:
+        raise RuntimeError(f"{host} does not run here") from None
     raise RuntimeError(f"neither trio nor asyncio, but {host!r}, runs here")
 
 
@@ -46,14 +50,20 @@ def check_host(host: str | None) -> str | None:
 
 def loop_runner(host: str | None) -> Callable[[Callable[[], Any]], Any]:
     """What runs an async function in an event loop of its own; RuntimeError inside one."""
-    try:
-        library = current_async_library()
-    except AsyncLibraryNotFoundError:
-        pass
-    else:
-        raise RuntimeError(f"{library} runs in this thread: await run_branches(...) instead")
-    if check_host(host) == "asyncio":
+    check_host(host)
+    if (running := _running_library()) is not None:
+        raise RuntimeError(f"{running} runs in this thread: await run_branches(...) instead")
+    if host == "asyncio":
         from ._asyncio import run
 
         return run
     return _trio_main
+
+
+def _running_library() -> str | None:
+    try:
+        return current_async_library()
+    except AsyncLibraryNotFoundError:
+        # In a callback of a loop there is no task, and sniffio sees nothing.
+        asyncio = sys.modules.get("asyncio")
+        return None if asyncio is None or asyncio._get_running_loop() is None else "asyncio"

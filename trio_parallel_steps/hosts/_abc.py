@@ -102,15 +102,25 @@ def first_leaf(exc: BaseException) -> BaseException:
 
 # What each event loop says to a function of the other's.
 FOREIGN: Final = {
-    "trio": ("no running event loop", "trio.run received unrecognized yield message"),
-    "asyncio": ("must be called from async context", "Task got bad yield"),
+    "trio": (
+        "no running event loop",
+        "trio.run received unrecognized yield message",
+        "'NoneType' object has no attribute 'create_future'",
+    ),
+    "asyncio": (
+        "must be called from async context",
+        "Task got bad yield",
+        "'RunContext' object has no attribute 'runner'",
+    ),
 }
 
 
 def name_foreign(exc: Exception, record: Record, host: str, other: str) -> Exception:
     """The branch's error, or if it comes from awaiting a function of the other library's, one that
     says so."""
-    if type(exc) not in (RuntimeError, TypeError) or not str(exc).startswith(FOREIGN[host]):
+    if type(exc) not in (RuntimeError, TypeError, AttributeError):
+        return exc  # one of the user's own
+    if not str(exc).startswith(FOREIGN[host]):
         return exc
     error = RuntimeError(
         f"{record.key!r} awaited a function of {other}'s, but it is {host} that runs here"

@@ -153,7 +153,8 @@ class AsyncioRun:
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
-                await asyncio.wait([future])
+                with _shield() if told else nullcontext():
+                    await asyncio.wait([future])
             except asyncio.CancelledError as exc:
                 cancelled = exc
                 told.append(str(exc))
