@@ -14,7 +14,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import anyio
 import pytest
@@ -322,11 +322,14 @@ async def _in_anyio(program: Callable[[World], Awaitable[T]], backend: str) -> T
 
 def on_anyio_trio(program: Callable[[World], Awaitable[T]]) -> T:
     clock = trio.testing.MockClock(autojump_threshold=0)
-    return anyio.run(_in_anyio, program, "trio", backend="trio", backend_options={"clock": clock})
+    options = {"clock": clock}
+    result: Any = anyio.run(_in_anyio, program, "trio", backend="trio", backend_options=options)
+    return cast(T, result)
 
 
 def on_anyio_asyncio(program: Callable[[World], Awaitable[T]]) -> T:
-    return run_asyncio(_in_anyio, program, "asyncio")
+    result: Any = run_asyncio(_in_anyio, program, "asyncio")
+    return cast(T, result)
 
 
 DRIVERS: Final[dict[str, Driver]] = {

@@ -80,7 +80,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         timers: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         self.now = max(self.now, timers[0].when())
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         future = super().run_in_executor(executor, func, *args)
         self.threads += 1
         future.add_done_callback(self._thread_is_back)
@@ -156,11 +158,14 @@ class VirtualUvloop(uvloop.Loop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """What `TimerHandle.cancel` calls; it is passed over when it comes up."""
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = super().run_in_executor(executor, func, *args)
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
+        # Its stubs say that it is a coroutine.
+        future: Any = super().run_in_executor(executor, func, *args)
         self.threads += 1
         future.add_done_callback(self._thread_is_back)
-        return future
+        return future  # type: ignore[no-any-return]
 
     def _thread_is_back(self, future: asyncio.Future[Any]) -> None:
         self.threads -= 1
@@ -176,7 +181,7 @@ class VirtualUvloop(uvloop.Loop):
         self._idle_passes = 0
         try:
             if not handle.cancelled():
-                handle._run()  # type: ignore[attr-defined]
+                handle._run()
         finally:
             if not self._ready_now:
                 super().call_soon(self._none_is_ready)
@@ -203,4 +208,4 @@ class VirtualUvloop(uvloop.Loop):
 
     def _run_timer(self, handle: asyncio.TimerHandle) -> None:
         if not handle.cancelled():
-            handle._run()  # type: ignore[attr-defined]
+            handle._run()

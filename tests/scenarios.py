@@ -2,8 +2,8 @@
 
 A row is an async function of a `World`.  It opens its steps by `block`, which records what left the
 block and what became of every branch; the row's decorator says what that must be, for the step
-named 'step', in words: ``a="failed !ValueError: x"``, ``b="cancelled (why)"``, ``c="succeeded =1"``.
-`then` is what the function itself returns.
+named 'step', in words: ``a="failed !ValueError: x"``, ``b="cancelled (why)"``,
+``c="succeeded =1"``.  `then` is what the function itself returns.
 
 Where trio leaves an order open (it shuffles tasks that are ready at once) no row depends on it, or
 says ``ordered=False``.
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -22,15 +22,13 @@ import attrs
 from drivers import World
 from trio_parallel_steps import (
     COLLECT,
-    FAIL_FAST,
     FIRST_SUCCESS,
     BranchErrors,
     BranchLimiter,
     BranchNursery,
+    BranchStatus,
     Breach,
     Breached,
-    BranchNotDone,
-    BranchStatus,
     CancelRule,
     Decision,
     ParallelResult,
@@ -422,10 +420,8 @@ async def a_cancel_without_a_reason(r: Recorder) -> None:
 @row(a="succeeded =kept", time=1.0)
 async def a_branch_that_returns_though_cancelled(r: Recorder) -> None:
     async def a() -> str:
-        try:
+        with suppress(r.world.cancelled):
             await r.world.forever()
-        except r.world.cancelled:
-            pass
         return "kept"
 
     async def body(n: BranchNursery) -> None:
@@ -726,6 +722,18 @@ async def a_deadline_of_zero(r: Recorder) -> None:
 
 
 @row(
+    "StepTimeout: 'step': step timed out after 0.0 s",
+    stop="step timed out after 0.0 s",
+    a="skipped (step timed out after 0.0 s)",
+)
+async def a_deadline_that_has_passed_as_the_only_branch_is_submitted(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", r.world.sleep, 1)
+
+    await block(r, body, fail_after=0.0)
+
+
+@row(
     "StepTimeout: 'step': step timed out after 2.0 s <- BranchErrors[ValueError: cleanup]",
     stop="step timed out after 2.0 s",
     a="failed !ValueError: cleanup",
@@ -804,7 +812,9 @@ async def a_breach_by_a_branch_that_returns(r: Recorder) -> None:
     await block(r, body)
 
 
-@row("Breached: by a", stop="by a", time=1.0, a="breached (by a)", b="breached (by a)", ordered=False)
+@row(
+    "Breached: by a", stop="by a", time=1.0, a="breached (by a)", b="breached (by a)", ordered=False
+)
 async def a_breach_by_a_branch_that_goes_on(r: Recorder) -> None:
     async def body(n: BranchNursery) -> None:
         async def a() -> None:
@@ -1271,9 +1281,8 @@ async def an_entrant_is_cancelled_while_it_waits(r: Recorder) -> tuple[int, int]
         async with r.world.tasks() as start:
 
             async def enters() -> None:
-                async with r.world.scope(1):
-                    async with limiter:
-                        raise AssertionError("held by another")
+                async with r.world.scope(1), limiter:
+                    raise AssertionError("held by another")
 
             start(enters)
         waiting = limiter.statistics().tasks_waiting
@@ -1380,9 +1389,7 @@ async def a_breach_goes_through_a_nested_step(r: Recorder) -> tuple[str, str]:
 )
 async def groups_are_not_flattened(r: Recorder) -> None:
     async def a() -> None:
-        await run_branches(
-            {"x": _bind(r.world.fail, 1, "deep")}, BranchLimiter(2), name="inner"
-        )
+        await run_branches({"x": _bind(r.world.fail, 1, "deep")}, BranchLimiter(2), name="inner")
 
     async def body(n: BranchNursery) -> None:
         n.start_soon("a", a)
@@ -1430,7 +1437,7 @@ async def results_as_they_come(r: Recorder) -> list[Any]:
 
 @row(then=["a", "b"], a="succeeded", b="succeeded")
 async def a_cancelled_iterator_loses_nothing(r: Recorder) -> list[Any]:
-    keys = []
+    keys: list[Any] = []
 
     async def body(n: BranchNursery) -> None:
         n.start_soon("a", r.world.sleep, 2)
@@ -1528,13 +1535,14 @@ async def an_observer_acts(r: Recorder) -> None:
                 nursery.cancel("b", "seen")
                 nursery.start_soon("c", r.world.give, 2, 9)
 
+    nursery: BranchNursery
+
     async def body(n: BranchNursery) -> None:
         nonlocal nursery
         nursery = n
         n.start_soon("a", r.world.sleep, 1)
         n.start_soon("b", r.world.sleep, 9)
 
-    nursery: BranchNursery
     await block(r, body, observers=[Acts()])
 
 
@@ -1550,13 +1558,14 @@ async def an_observer_changes_a_priority(r: Recorder) -> list[str]:
         def branch_started(self, branch: Any) -> None:
             started.append(branch.key)
 
+    nursery: BranchNursery
+
     async def body(n: BranchNursery) -> None:
         nonlocal nursery
         nursery = n
         for key in "abc":
             n.start_soon(key, r.world.sleep, 1)
 
-    nursery: BranchNursery
     await block(r, body, 1, observers=[Prefers()])
     return started
 
@@ -1719,10 +1728,8 @@ async def a_body_that_swallows_its_cancellation(r: Recorder) -> None:
         n.start_soon("a", r.world.forever)
         await r.world.sleep(1)
         n.breach("stop it")
-        try:
+        with suppress(r.world.cancelled):
             await r.world.forever()
-        except r.world.cancelled:
-            pass
 
     await block(r, body)
 
@@ -1791,7 +1798,7 @@ async def _nothing(nursery: BranchNursery) -> None:
 @row(a="succeeded =3", b="failed !ValueError: invalid literal for int() with base 10: 'x'")
 async def sync_functions(r: Recorder) -> None:
     async def body(n: BranchNursery) -> None:
-        n.start_soon("a", in_thread(lambda x, y: x + y), 1, 2)
+        n.start_soon("a", in_thread(pow), 3, 1)
         n.start_soon("b", in_thread(int), "x")
 
     await block(r, body, 1, policy=COLLECT)
@@ -1922,8 +1929,10 @@ async def run_branches_with_priorities(r: Recorder) -> list[str]:
     then=[
         "ValueError: duplicate key 'a'",
         "KeyError: 'z'",
-        "RuntimeError: <BranchNursery 'step': 0 queued, 0 running, 1 ended> is closed: "
-        "its block has been left",
+        (
+            "RuntimeError: <BranchNursery 'step': 0 queued, 0 running, 1 ended> is closed: "
+            "its block has been left"
+        ),
         "RuntimeError: a branch nursery can be opened once: call open_branch_nursery again",
     ],
     a="succeeded",
@@ -2023,7 +2032,4 @@ async def a_step_is_a_schedule_point_even_if_empty(r: Recorder) -> bool:
         start(other)
         for _ in range(20):
             await run_branches({})
-        seen = done
-    return seen
-
-
+        return done

@@ -11,6 +11,7 @@ Run as a script, ``servers.py module:factory``, it serves the ASGI app that the 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import pwd
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import NoReturn
 
 PATIENCE: Final = 300.0  # seconds: who needs more hangs
@@ -47,6 +48,15 @@ def needed() -> Iterator[None]:
         yield
     except ModuleNotFoundError as exc:
         missing(f"the package {exc.name!r}")
+
+
+async def until(condition: Callable[[], bool]) -> bool:
+    """Turn by turn of asyncio's loop, as long as it takes: for what nobody tells."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + PATIENCE / 2
+    while not condition() and loop.time() < give_up:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return condition()
 
 
 # ---------------------------------------------------------------- processes
@@ -161,7 +171,7 @@ def serve(factory: str, loop: str) -> None:
         config = uvicorn.Config(
             app,
             http="h11",
-            loop=loop,  # type: ignore[arg-type]
+            loop=loop,
             log_level="warning",
             timeout_graceful_shutdown=10,
             timeout_keep_alive=int(PATIENCE),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -278,7 +279,7 @@ def test_a_shielded_step_in_a_cancelled_scope(run: Any) -> None:
                         await anyio.sleep(1)
                         return key
 
-                    result = await run_branches({k: lambda k=k: close(k) for k in "ab"}, 1)
+                    result = await run_branches({key: partial(close, key) for key in "ab"}, 1)
                     outputs.update(result.outputs)
                     with pytest.raises(Breached):
                         async with open_branch_nursery() as nursery:
@@ -438,7 +439,7 @@ def test_a_thread_in_a_cancelled_scope_is_waited_for_without_spinning() -> None:
 
         async with anyio.create_task_group() as group:
             group.start_soon(waits)
-            while not started.is_set():
+            while not started.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
@@ -472,7 +473,7 @@ def test_a_branch_that_cancels_a_thread_by_a_scope_of_its_own_does_not_spin() ->
 
         async with open_branch_nursery() as nursery:
             nursery.start_soon("a", branch)
-            while not started.is_set():
+            while not started.is_set():  # noqa: ASYNC110
                 await asyncio.sleep(0)
             scope.cancel()
             for _ in range(50):

@@ -22,9 +22,9 @@ from trio_parallel_steps import (
     BranchErrors,
     BranchLimiter,
     BranchNursery,
+    BranchStatus,
     Breach,
     Breached,
-    BranchStatus,
     CancelRule,
     ParallelResult,
     Policy,
@@ -199,7 +199,7 @@ class OneStep:
             raise
         else:
             did.ending = "returned"
-            return did.value
+            return -1 if did.value is None else int(did.value)
         finally:
             self.pool.running -= 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import re
 import textwrap
 import types
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from servers import PATIENCE, asgi_server, needed
+from servers import PATIENCE, asgi_server, needed, until
 from trio_parallel_steps import COLLECT, Branch, ParallelResult, open_branch_nursery
 from trio_parallel_steps.abc import Observer
 
@@ -38,7 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 PAGE = Path(__file__).parent.parent / "docs" / "asyncio.rst"
-BLOCK = re.compile(r"^\.\. code-block:: python\n   :name: fastapi-app\n((?:\n|   .*\n)+)", re.M)
+BLOCK = re.compile(
+    r"^\.\. code-block:: python\n   :name: fastapi-app\n((?:\n|   .*\n)+)", re.MULTILINE
+)
 CAP = 16
 FAN_OUT = 20
 
@@ -128,7 +129,7 @@ def make_upstream() -> Starlette:
 # ---------------------------------------------------------------- the app, another process
 
 
-def documented() -> types.ModuleType:
+def documented() -> Any:
     """The app of the docs."""
     text = PAGE.read_text("utf-8")
     (block,) = BLOCK.finditer(text)
@@ -137,15 +138,6 @@ def documented() -> types.ModuleType:
     source = "\n" * line + textwrap.dedent(block[1])
     exec(compile(source, str(PAGE), "exec"), vars(module))
     return module
-
-
-async def until(condition: Callable[[], bool]) -> bool:
-    """Turn by turn of the loop, as long as it takes: for what nobody tells."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + PATIENCE / 2
-    while not condition() and loop.time() < give_up:
-        await asyncio.sleep(0)
-    return condition()
 
 
 class Changes(Observer):
@@ -222,7 +214,7 @@ def make_app() -> FastAPI:
         return Response(status_code=499)
 
     @app.get("/queued/{number}")
-    async def queued(number: int) -> bool:
+    async def queued(number: int) -> Any:
         """Answers once that many branches wait for a token."""
         return await endings.until(lambda: limiter.statistics().tasks_waiting == number)
 

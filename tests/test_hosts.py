@@ -206,7 +206,7 @@ async def trio_opens() -> None:
 
 async def trio_moves_on() -> None:
     with trio.move_on_after(1):
-        pass
+        await a_value()
 
 
 async def asyncio_sleeps() -> None:
@@ -223,7 +223,7 @@ async def asyncio_waits() -> None:
 
 async def asyncio_opens() -> None:
     async with asyncio.timeout(1):
-        pass
+        await a_value()
 
 
 FOREIGN = [

@@ -83,7 +83,8 @@ async def test_branches_submit_siblings(autojump_clock: MockClock) -> None:
 
     async with open_branch_nursery(2) as nursery:
         nursery.start_soon("/", crawl, nursery, "/", 2)
-    assert list(nursery.result) == ["/", "/a", "/b", "/aa", "/ab", "/ba", "/bb"]
+    assert sorted(nursery.result) == ["/", "/a", "/aa", "/ab", "/b", "/ba", "/bb"]
+    assert list(nursery.result)[:3] == ["/", "/a", "/b"]
     assert nursery.result.peak_in_flight == 2
     assert nursery.result.success
 
@@ -429,7 +430,7 @@ async def test_cancel_where_takes_the_live_ones_that_match(autojump_clock: MockC
         await trio.sleep(1.5)  # 0, 1 and 2 have ended
         nursery.cancel(4)
         assert nursery.cancel_where(is_even, "odd ones only") == [6]
-        assert asked == [3, 5, 6]
+        assert asked == [3, 4, 5, 6]
     assert nursery.result.with_status(SKIPPED) == [6]
     assert nursery.result[6].reason == "odd ones only"
     assert nursery.result[4].reason == "cancelled"

@@ -9,19 +9,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from servers import PATIENCE, needed, postgres_server
+from servers import PATIENCE, needed, postgres_server, until
 from trio_parallel_steps import (
     COLLECT,
     BranchErrors,
     BranchLimiter,
-    Breached,
     BranchStatus,
+    Breached,
     ParallelResult,
     StepTimeout,
     open_branch_nursery,
@@ -119,7 +120,7 @@ class Asyncpg:
 
     def idle(self) -> int:
         # One that was closed is made anew by who asks for it next.
-        in_use = self._pool.get_size() - self._pool.get_idle_size()
+        in_use: int = self._pool.get_size() - self._pool.get_idle_size()
         return SIZE - in_use
 
     def waiting(self) -> int:
@@ -138,8 +139,7 @@ class Database:
 
     async def clients(self, condition: str = "true") -> int:
         cursor = await self._monitor.execute(
-            "select count(*) from pg_stat_activity where application_name = 'pool' and "  # type: ignore[arg-type]
-            + condition
+            "select count(*) from pg_stat_activity where application_name = 'pool' and " + condition
         )
         row = await cursor.fetchone()
         assert row is not None
@@ -161,13 +161,12 @@ class Database:
 
     async def all_are_stuck(self) -> None:
         await self.until("wait_event = 'PgSleep'", SIZE)
-        while self.pool.waiting() < CALLERS - SIZE:
-            await asyncio.sleep(0)
+        assert await until(lambda: self.pool.waiting() == CALLERS - SIZE)
 
     async def check_whole(self) -> None:
         """Nothing is held, nothing runs, and every connection can be used, all of them at once."""
-        while self.pool.idle() < SIZE:  # psycopg's pool replaces a lost one by itself
-            await asyncio.sleep(0)
+        # Psycopg's pool replaces one that was closed by itself.
+        assert await until(lambda: self.pool.idle() == SIZE)
         assert self.pool.waiting() == 0
         await self.until("state <> 'idle'", 0)
         assert await self.clients() <= SIZE
@@ -178,10 +177,9 @@ class Database:
                 await together.wait()
                 await connection.execute("select 1")
 
-        result = await run_branches({n: hold for n in range(SIZE)}, SIZE)
+        result = await run_branches(dict.fromkeys(range(SIZE), hold), SIZE)
         assert len(result.outputs) == SIZE
-        while self.pool.idle() < SIZE:
-            await asyncio.sleep(0)
+        assert await until(lambda: self.pool.idle() == SIZE)
         assert await self.clients() == SIZE
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "AsyncioHost" in str(task.get_coro())]
@@ -205,10 +203,9 @@ def with_database(dsn: str, pool_class: Any, test: Callable[[Database], Awaitabl
 # ---------------------------------------------------------------- every way to stop
 
 
-def submit(nursery: BranchNursery, database: Database, timeout: float | None = None) -> None:
-    more = {} if timeout is None else {"timeout": timeout}
+def submit(nursery: BranchNursery, database: Database, timeout: float = math.inf) -> None:
     for number in range(CALLERS):
-        nursery.start_soon(number, database.stuck, **more)
+        nursery.start_soon(number, database.stuck, timeout=timeout)
 
 
 def statuses(result: ParallelResult[Any, Any]) -> set[BranchStatus]:
@@ -315,8 +312,8 @@ def test_no_connection_is_lost_to(
     with_database(server, pool_class, way)
 
 
-# psycopg's pool (3.3.3) can lose a connection that it hands to a waiter in the turn in which that is
-# cancelled, any task of asyncio's will do.  So nobody waits for it there: the step's limit is its size.
+# Psycopg's pool (3.3.3) can lose a connection that it hands to a waiter in the turn in which that
+# is cancelled; any task of asyncio's will do.  So nobody waits there: the limit is the pool's size.
 @pytest.mark.parametrize(("pool_class", "limit"), [(Psycopg, SIZE), (Asyncpg, CALLERS)])
 @pytest.mark.parametrize("seed", range(3))
 def test_no_connection_is_lost_to_cancellations_at_any_turn(

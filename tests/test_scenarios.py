@@ -57,7 +57,7 @@ def test_the_same_as_on_trio(scenario: Scenario, driver: Driver) -> None:
     assert returned == expected_return
     assert seen.keys() == expected.keys()
     for name in seen:
-        for field in Seen.__attrs_attrs__:  # type: ignore[attr-defined]
+        for field in Seen.__attrs_attrs__:
             if field.name in ("order", "times") and not scenario.ordered:
                 continue
             ours, theirs = getattr(seen[name], field.name), getattr(expected[name], field.name)

@@ -10,7 +10,11 @@ from ._errors import (
     Breached as Breached,
     StepTimeout as StepTimeout,
 )
-from ._limiter import BranchLimiter as BranchLimiter, LimiterStatistics as LimiterStatistics
+from ._limiter import (
+    BranchLimiter as BranchLimiter,
+    LimiterStatistics as LimiterStatistics,
+    LimitLike as LimitLike,
+)
 from ._nursery import (
     BranchNursery as BranchNursery,
     NurseryStatistics as NurseryStatistics,

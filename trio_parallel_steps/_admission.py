@@ -33,7 +33,7 @@ class Token:
     __slots__ = ("holder",)
 
     def __init__(self, holder: Waiter) -> None:
-        self.holder = holder
+        self.holder: Waiter = holder
 
     def __repr__(self) -> str:
         return f"<token of {self.holder!r}>"
@@ -127,16 +127,16 @@ class Pool:
     )
 
     def __init__(self, ledger: Ledger, cap: int | float, paused: str | None = None) -> None:
-        self.cap = cap
-        self.used = 0
-        self.waiting = 0
-        self.admitted = 0
-        self.paused = paused
+        self.cap: int | float = cap
+        self.used: int = 0
+        self.waiting: int = 0
+        self.admitted: int = 0
+        self.paused: str | None = paused
         self.steps: dict[StepCore, None] = {}  # the open ones, in the order of opening
-        self._ledger = ledger
-        self._queue = Queue()
-        self._arrivals = 0
-        self._kicked = False  # a dispatch has been asked for and has not come yet
+        self._ledger: Ledger = ledger
+        self._queue: Queue = Queue()
+        self._arrivals: int = 0
+        self._kicked: bool = False  # a dispatch has been asked for and has not come yet
 
     def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.steps)

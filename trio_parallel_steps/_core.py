@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from ._admission import Entry, Pool
+    from ._announce import Announcer
     from ._outcomes import BranchStatus
     from ._rules import Rules
     from .abc import Observer
@@ -108,6 +109,7 @@ class StepCore:
         "_before_stop",
         "_failed_late",
         "_is_over",
+        "_policy_raised",
     )
 
     def __init__(
@@ -121,16 +123,16 @@ class StepCore:
         parent: Record | None,
         timeout: float,
     ) -> None:
-        self.name = name
-        self.pool = pool
-        self.policy = policy
-        self.rules = rules
-        self.observers = observers
-        self.run = run
-        self.announcer = run.announcer
-        self.parent = parent  # the branch that the step is in
+        self.name: str = name
+        self.pool: Pool = pool
+        self.policy: EnginePolicy = policy
+        self.rules: Rules | None = rules
+        self.observers: list[Observer] = observers
+        self.run: Run = run
+        self.announcer: Announcer = run.announcer
+        self.parent: Record | None = parent  # the branch that the step is in
         self.depth: int = 0 if parent is None or parent._step is None else parent._step.depth + 1
-        self.timeout = timeout
+        self.timeout: float = timeout
         self.host: Placement
         self.handle: Any  # what observers and users hold
         self.records: dict[Hashable, Record] = {}  # in the order of submission
@@ -139,6 +141,7 @@ class StepCore:
         self._endings_before_stop: int = 0
         self._is_over: bool = False
         self._failed_late: bool = False
+        self._policy_raised: bool = False
         self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
         self.outstanding: int = 0
         self.running: int = 0
@@ -155,7 +158,7 @@ class StepCore:
         self.errors: list[Exception] = []  # of the body, and of a policy that raised
         self.listeners: list[Callable[[], object]] = []  # called at the next ending, once
         self._before_stop: tuple[Cause | None, str | None] = (None, None)
-        self._asked_on_success = SUCCEEDED in policy.asked_on
+        self._asked_on_success: bool = SUCCEEDED in policy.asked_on
 
     # ------------------------------------------------------------ branches come
 
@@ -235,7 +238,7 @@ class StepCore:
             self._apply_rules(record)
         if self.cause is None and (ask_policy or self.policy.has_goal):
             self._judge(record, ask_policy)
-        elif ask_policy and self.policy.is_users_own and self.is_stopping():
+        elif ask_policy and self.policy.is_users_own and not self._policy_raised:
             self._ask_late(record)
         if not self.outstanding:
             self.host.wake()
@@ -306,7 +309,7 @@ class StepCore:
 
     def _ask_late(self, record: Record) -> None:
         """Would it have failed the step, had nothing else stopped it?"""
-        if self._ask(record, self.tally()) is Decision.FAILED:
+        if self.is_stopping() and self._ask(record, self.tally()) is Decision.FAILED:
             self._failed_late = True
 
     def policy_raises(self) -> bool:
@@ -319,6 +322,7 @@ class StepCore:
         try:
             return self.policy.on_end(record.key, record.result, tally)
         except Exception as exc:
+            self._policy_raised = True
             self.errors.append(exc)
             self.stop(Cause.BODY, f"the policy raised {said(exc)}")
         except BaseException as exc:

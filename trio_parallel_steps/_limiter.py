@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import attrs
 
@@ -216,3 +216,8 @@ class BranchLimiter:
             f"<BranchLimiter{name}: {self.borrowed_tokens} of {self._total_tokens} in use, "
             f"{waiting} waiting{paused}>"
         )
+
+
+LimitLike: TypeAlias = int | float | BranchLimiter | None
+"""What may be a limit: so many branches in flight (an int >= 1 or math.inf), a pool shared with
+other steps, or None for the default."""

@@ -17,7 +17,7 @@ from ._breach import Breach
 from ._core import StepCore
 from ._endings import conclude
 from ._errors import Breached
-from ._limiter import BranchLimiter
+from ._limiter import BranchLimiter, LimitLike
 from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
 from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class _Options:
     """What `open_branch_nursery` was given, checked."""
 
-    limit: int | float | BranchLimiter | None
+    limit: LimitLike
     name: str
     policy: EnginePolicy
     timeout: float
@@ -192,7 +192,7 @@ def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | No
 
 
 def open_branch_nursery(
-    limit: int | float | BranchLimiter | None = None,
+    limit: LimitLike = None,
     *,
     name: str | None = None,
     policy: Policy = FAIL_FAST,

@@ -98,20 +98,20 @@ class Record:
         context: contextvars.Context,
         now: float,
     ) -> None:
-        self.key = key
-        self.status = QUEUED
-        self.attempts = 0
-        self.submitted_at = now
+        self.key: Hashable = key
+        self.status: BranchStatus = QUEUED
+        self.attempts: int = 0
+        self.submitted_at: float = now
         self.started_at: float | None = None
-        self.ended_at = now
+        self.ended_at: float = now
         self.completion_index: int | None = None
         self._step: StepCore | None = step
         self._fn: Callable[..., Awaitable[Any]] | None = async_fn
-        self._args = args
-        self._priority = priority
-        self._timeout = timeout
+        self._args: tuple[Any, ...] = args
+        self._priority: int = priority
+        self._timeout: float = timeout
         self._context: contextvars.Context | None = context
-        self._arrival = 0  # its number in the pool's queue
+        self._arrival: int = 0  # its number in the pool's queue
         self._token: Token | None = None  # what it may run by, once granted
         self._place: Any = None  # the host's own: where it runs
         self._cause: Cause | None = None  # the first request to stop it alone

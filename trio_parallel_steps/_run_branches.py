@@ -14,7 +14,7 @@ from .hosts import loop_runner, protected
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from ._limiter import BranchLimiter
+    from ._limiter import LimitLike
     from ._nursery import BranchNursery
     from ._outcomes import ParallelResult
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 @protected
 async def run_branches(
     branches: Mapping[K, Callable[[], Awaitable[T]]],
-    limit: int | float | BranchLimiter | None = None,
+    limit: LimitLike = None,
     *,
     priorities: Mapping[K, int] | None = None,
     branch_timeout: float = math.inf,
@@ -94,7 +94,7 @@ def _submit_all(
 
 def run_branches_sync(
     branches: Mapping[K, Callable[[], Awaitable[T]]],
-    limit: int | float | BranchLimiter | None = None,
+    limit: LimitLike = None,
     **options: Any,
 ) -> ParallelResult[K, T]:
     """`run_branches` for scripts and notebooks: in an event loop of its own, trio's, or asyncio's

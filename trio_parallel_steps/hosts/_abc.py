@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
+from threading import get_ident
 from types import CodeType, CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from .._announce import Announcer
+from .._cpus import usable_cpus
 from .._records import running_record
 from .._util import not_async
 
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .._admission import Ledger
-    from .._announce import Announcer
     from .._core import StepCore
     from .._records import Cause, Record
 
@@ -54,6 +56,22 @@ class Run(Protocol):
 
     async def checkpoint(self) -> None: ...
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
+
+
+class BaseRun:
+    """What is the same on every event loop."""
+
+    __slots__ = ("_default_limit", "announcer", "thread")
+
+    def __init__(self) -> None:
+        self.announcer: Announcer = Announcer()
+        self.thread: int = get_ident()
+        self._default_limit: int = 0
+
+    def default_limit(self) -> int:
+        if not self._default_limit:  # reading quotas takes longer than a small step
+            self._default_limit = min(10, 2 * usable_cpus())
+        return self._default_limit
 
 
 class Host(Protocol):
@@ -92,6 +110,18 @@ async def call(record: Record) -> Any:
         raise TypeError(not_async(async_fn))
     del record, async_fn  # an exception's traceback must not keep them
     return await awaitable
+
+
+def split(
+    exc: BaseException, cancelled: type[BaseException]
+) -> tuple[BaseException | None, BaseException | None]:
+    """Its part that is Cancelled, and the rest: itself, if there is none, as a group that is split
+    is made anew."""
+    if isinstance(exc, cancelled):
+        return exc, None
+    if isinstance(exc, BaseExceptionGroup) and exc.subgroup(cancelled) is not None:
+        return exc.split(cancelled)
+    return None, exc
 
 
 def first_leaf(exc: BaseException) -> BaseException:

@@ -2,16 +2,13 @@
 
 1. The end of a branch is seen by a done callback, not by a wrapper: a task that is cancelled before
    its first step never enters its coroutine, and still frees its place.
-2. Cancellation is an edge: a branch is told once.  With `redeliver`, one that has swallowed it is
-   told again after that many seconds, and named in a warning.
-3. A stop of the step cancels the task of the block while it is in the body, and takes exactly its
-   own requests back, counted against those there were on entry.  What is left over is from outside
-   and goes through, once every branch has ended.
+2. Cancellation is an edge: a branch is told once, or again after `redeliver` seconds.
+3. A stop cancels the block's task while it is in the body, and takes exactly its own requests back.
+   What is left over is from outside and goes through, once every branch has ended.
 4. While a block that was cancelled from outside waits for its branches, an anyio scope is kept from
    cancelling it again each turn of the loop.
 5. Whoever else cancels a branch's task, itself included, ends that branch alone.
-6. A record begins in its task's first step.  Under an eager task factory that is inside
-   `create_task`: what it is told meanwhile is applied once its task is known.
+6. A record begins in its task's first step, which an eager factory makes inside `create_task`.
 """
 
 from __future__ import annotations
@@ -26,10 +23,9 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .._announce import Announcer, warn
-from .._cpus import usable_cpus
+from .._announce import warn
 from .._records import QUEUED, RUNNING, Cause, Record, running_record
-from ._abc import call, first_leaf, name_foreign, strip, thread_check
+from ._abc import BaseRun, call, first_leaf, name_foreign, split, strip, thread_check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -41,37 +37,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MANY_THREADS: Final = 1_000_000  # the step's limiter is the cap; idle ones are used first
 
+class AsyncioEvent(asyncio.Event):
+    """Waiting is a checkpoint, as with trio's."""
 
-class AsyncioEvent:
-    """As `trio.Event`."""
-
-    __slots__ = ("_is_set", "_loop", "_waiters")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._is_set = False
-        self._waiters: list[asyncio.Future[None]] = []
-
-    def set(self) -> None:
-        self._is_set = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def wait(self) -> None:
-        if self._is_set:
-            await asyncio.sleep(0)
-            return
-        waiter = self._loop.create_future()
-        self._waiters.append(waiter)
-        await waiter
+    async def wait(self) -> None:  # type: ignore[override]
+        await (asyncio.sleep(0) if self.is_set() else super().wait())
 
 
 class CountingLedger:
-    """Tokens as a number."""
-
     __slots__ = ("borrowed", "total")
 
     def __init__(self, total_tokens: int | float) -> None:
@@ -89,20 +63,18 @@ class CountingLedger:
         self.total = total_tokens
 
 
-class AsyncioRun:
+class AsyncioRun(BaseRun):
     """What all steps in one event loop share."""
 
-    __slots__ = ("_default_limit", "_threads", "thread", "announcer", "loop", "now")
+    __slots__ = ("_threads", "loop", "now")
 
     groups_crashes = False  # they go through the loop, as ever
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.announcer = Announcer()
+        super().__init__()
         self.now: Callable[[], float] = loop.time
         self.loop = loop
-        self.thread = get_ident()
         self._threads: ThreadPoolExecutor | None = None
-        self._default_limit = 0
 
     def check_thread(self) -> None:
         running = asyncio._get_running_loop()
@@ -113,7 +85,7 @@ class AsyncioRun:
             )
 
     def event(self) -> AsyncioEvent:
-        return AsyncioEvent(self.loop)
+        return AsyncioEvent()
 
     def ledger(self, total_tokens: int | float) -> CountingLedger:
         return CountingLedger(total_tokens)
@@ -121,29 +93,21 @@ class AsyncioRun:
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
 
-    def default_limit(self) -> int:
-        if not self._default_limit:
-            self._default_limit = min(10, 2 * usable_cpus())
-        return self._default_limit
-
     def host(self, name: str, redeliver: float) -> AsyncioHost:
         return AsyncioHost(self, name, redeliver)
 
     def split_cancelled(
         self, exc: BaseException
     ) -> tuple[BaseException | None, BaseException | None]:
-        if isinstance(exc, asyncio.CancelledError):
-            return exc, None
-        if isinstance(exc, BaseExceptionGroup) and exc.subgroup(asyncio.CancelledError):
-            return exc.split(asyncio.CancelledError)
-        return None, exc  # itself: a group that is split is made anew
+        return split(exc, asyncio.CancelledError)
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
 
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(MANY_THREADS, "in_thread")
+            # The step's limiter is the cap: no other.  Idle threads are used first.
+            self._threads = ThreadPoolExecutor(1_000_000, "in_thread")
         context = copy_context()
         told: list[str] = []  # why it is to stop
         context.run(thread_check.set, partial(_check_cancelled, told))
@@ -180,7 +144,6 @@ def _told_by_step(task: asyncio.Task[Any]) -> bool:
 
 
 def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """As `trio.run`."""
     return asyncio.run(async_fn())
 
 

@@ -28,11 +28,9 @@ from trio.lowlevel import (
     enable_ki_protection,
 )
 
-from .._announce import Announcer
-from .._cpus import usable_cpus
 from .._records import Cause, Record
-from ._abc import first_leaf, thread_check
-from ._trio_runner import Runner, split_cancelled
+from ._abc import BaseRun, first_leaf, split, thread_check
+from ._trio_runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,23 +45,21 @@ run = trio.run
 SLICE: Final = 0.0005  # seconds
 
 
-class TrioRun:
+class TrioRun(BaseRun):
     """What all steps of one trio run share."""
 
-    __slots__ = ("_default_limit", "_slices", "_thread", "announcer", "now", "slice_end")
+    __slots__ = ("_slices", "now", "slice_end")
 
     groups_crashes = True
 
     def __init__(self) -> None:
-        self.announcer = Announcer()
+        super().__init__()
         self.now: Callable[[], float] = current_clock().current_time
         self.slice_end = 0.0
         self._slices = 0
-        self._thread = get_ident()
-        self._default_limit = 0
 
     def check_thread(self) -> None:
-        if get_ident() != self._thread:
+        if get_ident() != self.thread:
             raise RuntimeError(
                 "called outside the trio thread: use trio.from_thread.run_sync to call it there"
             )
@@ -77,18 +73,13 @@ class TrioRun:
     def current_task(self) -> trio.lowlevel.Task:
         return current_task()
 
-    def default_limit(self) -> int:
-        if not self._default_limit:  # reading quotas takes longer than a small step
-            self._default_limit = min(10, 2 * usable_cpus())
-        return self._default_limit
-
     def host(self, name: str, redeliver: float) -> TrioHost:
         return TrioHost(self, name)
 
     def split_cancelled(
         self, exc: BaseException
     ) -> tuple[BaseException | None, BaseException | None]:
-        return split_cancelled(exc)
+        return split(exc, trio.Cancelled)
 
     async def checkpoint(self) -> None:
         await checkpoint()
@@ -257,7 +248,7 @@ def _outside(exc: BaseException) -> list[BaseException]:
     outside: list[BaseException] = []
     a_cancelled: BaseException | None = None
     for child in exc.exceptions:  # one by one: a group without Cancelled in it stays itself
-        cancelled, rest = split_cancelled(child)
+        cancelled, rest = split(child, trio.Cancelled)
         a_cancelled = a_cancelled or cancelled
         if rest is not None:
             outside.append(rest)

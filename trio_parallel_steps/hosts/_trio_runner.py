@@ -26,7 +26,7 @@ import trio
 from trio.lowlevel import checkpoint, current_task, disable_ki_protection, enable_ki_protection
 
 from .._records import QUEUED, Record
-from ._abc import call, name_foreign, strip
+from ._abc import call, name_foreign, split, strip
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -139,7 +139,7 @@ class Runner:
         """What its scope did not take: a Cancelled of the whole step or from further out, or what
         no one collects, which leaves with the block.  Returns the Cancelled, which goes on."""
         core = self._core
-        cancelled, rest = split_cancelled(exc)
+        cancelled, rest = split(exc, trio.Cancelled)
         if cancelled is not None:
             core.interrupted()  # while the record's own deadline is still to be seen
         record = self._take_running()
@@ -175,15 +175,6 @@ def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
                 message = coroutine.send(value)
     except StopIteration as stop:
         return stop.value
-
-
-def split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Its part that is Cancelled, and the rest."""
-    if isinstance(exc, trio.Cancelled):
-        return exc, None
-    if isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None:
-        return exc.split(trio.Cancelled)
-    return None, exc  # itself: a group that is split is made anew
 
 
 def _misnesting(record: Record, exc: Exception) -> RuntimeError:

@@ -1,0 +1,208 @@
+"""What is public: the names of the contract, each with a docstring, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import trio_parallel_steps
+import trio_parallel_steps.abc
+
+# The contract's names (api.pyi), by the issue that brings them.
+CONTRACT = {
+    3: """
+        BranchErrors Breached StepTimeout BranchNotDone
+        BranchStatus StepResult ParallelResult
+        BranchLimiter LimiterStatistics usable_cpus
+        Tally Decision Policy FAIL_FAST COLLECT FIRST_SUCCESS quorum tolerate until
+        CancelRule Breach Branch current_branch
+        BranchNursery NurseryStatistics open_branch_nursery run_branches in_thread
+    """,
+    4: "run_branches_sync",
+}
+
+# What the contract speaks of without giving it a line of its own.
+ADDED = {
+    "NurseryOptions",  # "Unpack[NurseryOptions], checked by type checkers"
+    "check_cancelled",  # in_thread's, on any host
+}
+
+ABSENT = {  # until their issue
+    "BudgetExceeded Budget Reservation Backpressure CommandFailed Rate Retry map_branches hedged "
+    "in_process MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
+    "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
+    "ConfigError"
+}
+
+HOOKS = (
+    "step_opened branch_queued branch_started branch_progressed branch_ended cancel_requested "
+    "limit_changed breached step_closed"
+)
+
+MEMBERS = {
+    "StepResult": """
+        key name status output exception reason attempts submitted_at started_at ended_at
+        completion_index from_cache success feedback wait_time duration unwrap
+    """,
+    "ParallelResult": """
+        completion_order outputs errors success feedback stop_reason peak_in_flight with_status
+        raise_for_errors to_dict
+    """,
+    "BranchLimiter": "total_tokens borrowed_tokens available_tokens statistics pause resume",
+    "Breach": "reason trip",
+    "Branch": "key status priority cancel wait report",
+    "BranchNursery": """
+        start_soon cancel cancel_where breach pause resume completed statistics limiter result
+    """,
+}
+
+
+def public_names(module: ModuleType) -> set[str]:
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+
+
+NAMES = sorted(public_names(trio_parallel_steps))
+
+
+def test_the_public_names_are_the_contracts() -> None:
+    contract = {name for names in CONTRACT.values() for name in names.split()}
+    assert set(NAMES) == contract | ADDED
+
+
+def test_no_name_has_come_before_its_issue() -> None:
+    assert not {name for names in ABSENT for name in names.split()} & set(NAMES)
+
+
+def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> None:
+    modules = {
+        name
+        for name, value in vars(trio_parallel_steps).items()
+        if isinstance(value, ModuleType) and not name.startswith("_")
+    }
+    # `hosts` and `cli` are packages of the design; their insides are their own.
+    assert modules - {"cli"} == {"abc", "hosts"}
+
+
+def test_abc_holds_what_others_implement() -> None:
+    module = trio_parallel_steps.abc
+    own = {
+        name
+        for name in public_names(module)
+        if getattr(getattr(module, name), "__module__", None) == module.__name__
+    }
+    assert own == {"Observer"}
+
+
+def test_an_observer_has_the_hooks_that_exist_by_now() -> None:
+    hooks = {name for name in vars(trio_parallel_steps.abc.Observer) if not name.startswith("_")}
+    assert hooks == set(HOOKS.split())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_class_has_what_the_contract_lists(name: str) -> None:
+    listed = set(MEMBERS[name].split())
+    cls = getattr(trio_parallel_steps, name)
+    assert listed <= set(dir(cls)) | set(getattr(cls, "__annotations__", ()))
+
+
+def test_statuses_are_spelled_as_the_contract_has_them() -> None:
+    statuses = {status.name: status.value for status in trio_parallel_steps.BranchStatus}
+    words = "QUEUED RUNNING SUCCEEDED FAILED TIMED_OUT CANCELLED BREACHED SKIPPED".split()
+    assert statuses == {word: word.lower() for word in words}
+
+
+# ---------------------------------------------------------------- docstrings
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(Path(trio_parallel_steps.__file__).parent.glob("*.py")):
+        yield path.stem, ast.parse(path.read_text("utf-8"))
+
+
+def documented_values() -> set[str]:
+    """Names of values that a string follows, which is how Sphinx takes their docstrings."""
+    found = set()
+    for _, tree in sources():
+        for statement, following in zip(tree.body, tree.body[1:], strict=False):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                    ast.Expr(value=ast.Constant(value=str())),
+                ):
+                    found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", [*NAMES, "abc", "Observer"])
+def test_every_public_object_has_a_docstring(name: str) -> None:
+    if name == "Observer":
+        value: Any = trio_parallel_steps.abc.Observer
+    else:
+        value = getattr(trio_parallel_steps, name)
+    if isinstance(value, ModuleType | type) or inspect.isfunction(value):
+        assert (value.__doc__ or "").strip()
+        # attrs and dataclasses would make one up
+        assert not value.__doc__.startswith(f"{name}(")
+    else:
+        assert name in documented_values()
+
+
+def public_members(cls: type) -> Iterator[tuple[str, Any]]:
+    for base in cls.__mro__:
+        if not base.__module__.startswith("trio_parallel_steps"):
+            continue
+        for name, value in vars(base).items():
+            if name.startswith("_"):
+                continue
+            value = getattr(value, "__wrapped__", value)
+            if isinstance(value, property) or inspect.isroutine(value):
+                yield name, value
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        value
+        for name in [*NAMES]
+        if isinstance(value := getattr(trio_parallel_steps, name), type)
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_every_public_method_and_property_has_a_docstring(cls: type) -> None:
+    bare = [name for name, value in public_members(cls) if not (inspect.getdoc(value) or "").strip()]
+    assert bare == []
+
+
+def test_the_package_itself_has_one() -> None:
+    assert trio_parallel_steps.__doc__
+
+
+@pytest.mark.parametrize(("module", "tree"), list(sources()), ids=lambda x: x if isinstance(x, str) else "")
+def test_every_module_says_what_it_is(module: str, tree: ast.Module) -> None:
+    assert ast.get_docstring(tree)
+
+
+@pytest.mark.parametrize("name", ["Branch", "BranchNursery"])
+def test_live_objects_have_no_public_constructor(name: str) -> None:
+    cls = getattr(trio_parallel_steps, name)
+    with pytest.raises(TypeError, match=rf"{name} has no public constructor"):
+        cls()
+
+
+@pytest.mark.parametrize(
+    "name",
+    "Branch BranchLimiter BranchNursery BranchStatus Breach CancelRule Decision LimiterStatistics "
+    "NurseryStatistics ParallelResult StepResult Tally".split(),
+)
+def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
+    assert getattr(getattr(trio_parallel_steps, name), "__final__", False)
