@@ -125,7 +125,7 @@ async def test_a_token_made_in_a_branch_can_be_reset_in_it(pause: Callable[[], A
         seen.reset(token)
         return seen.get()
 
-    result = await run_branches({n: work for n in range(3)}, 1)
+    result = await run_branches(dict.fromkeys(range(3), work), 1)
     assert set(result.outputs.values()) == {"nothing"}
 
 

@@ -136,7 +136,8 @@ def documented_values() -> set[str]:
         for statement, following in zip(tree.body, tree.body[1:], strict=False):
             match statement, following:
                 case (
-                    ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
+                    ast.AnnAssign(target=ast.Name(id=name))
+                    | ast.Assign(targets=[ast.Name(id=name)]),
                     ast.Expr(value=ast.Constant(value=str())),
                 ):
                     found.add(name)
@@ -171,15 +172,13 @@ def public_members(cls: type) -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     "cls",
-    [
-        value
-        for name in [*NAMES]
-        if isinstance(value := getattr(trio_parallel_steps, name), type)
-    ],
+    [value for name in [*NAMES] if isinstance(value := getattr(trio_parallel_steps, name), type)],
     ids=lambda cls: cls.__name__,
 )
 def test_every_public_method_and_property_has_a_docstring(cls: type) -> None:
-    bare = [name for name, value in public_members(cls) if not (inspect.getdoc(value) or "").strip()]
+    bare = [
+        name for name, value in public_members(cls) if not (inspect.getdoc(value) or "").strip()
+    ]
     assert bare == []
 
 
@@ -187,7 +186,9 @@ def test_the_package_itself_has_one() -> None:
     assert trio_parallel_steps.__doc__
 
 
-@pytest.mark.parametrize(("module", "tree"), list(sources()), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("module", "tree"), list(sources()), ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_every_module_says_what_it_is(module: str, tree: ast.Module) -> None:
     assert ast.get_docstring(tree)
 

@@ -28,7 +28,6 @@ from trio_parallel_steps import (
     run_branches,
 )
 
-
 T = TypeVar("T")
 
 
@@ -230,7 +229,7 @@ def in_a_run(program: Callable[[], Awaitable[T]]) -> T:
 @pytest.mark.usefixtures("no_collector")
 def test_outputs_go_with_the_result() -> None:
     async def program() -> list[weakref.ref[Thing]]:
-        result = await run_branches({n: give for n in range(3)}, 2)
+        result = await run_branches(dict.fromkeys(range(3), give), 2)
         outputs = list(result.outputs.values())
         refs = [weakref.ref(outputs.pop()) for _ in range(3)]
         assert all(ref() is not None for ref in refs)

@@ -110,17 +110,16 @@ async def test_it_is_a_semaphore_first_come_first_served(autojump_clock: MockClo
 async def test_entrants_and_branches_share_the_tokens(autojump_clock: MockClock) -> None:
     limiter = BranchLimiter(1)
     log: list[str] = []
-    async with limiter:
-        async with trio.open_nursery() as nursery:
+    async with limiter, trio.open_nursery() as nursery:
 
-            async def step() -> None:
-                await run_branches({"a": lambda: trio.sleep(1)}, limiter)
-                log.append("branch")
+        async def step() -> None:
+            await run_branches({"a": lambda: trio.sleep(1)}, limiter)
+            log.append("branch")
 
-            nursery.start_soon(step)
-            await wait_all_tasks_blocked()
-            assert busy(limiter) == (1, 1)
-            nursery.cancel_scope.cancel()
+        nursery.start_soon(step)
+        await wait_all_tasks_blocked()
+        assert busy(limiter) == (1, 1)
+        nursery.cancel_scope.cancel()
     assert busy(limiter) == (0, 0)
     assert not log
 
@@ -378,7 +377,7 @@ def test_a_limiter_serves_one_run_after_another() -> None:
     limiter = BranchLimiter(2)
 
     async def main() -> None:
-        await run_branches({n: trio.lowlevel.checkpoint for n in range(5)}, limiter)
+        await run_branches(dict.fromkeys(range(5), trio.lowlevel.checkpoint), limiter)
 
     for _ in range(3):
         trio.run(main)
@@ -397,7 +396,7 @@ def test_a_limiter_serves_another_run_after_a_step_that_was_stopped() -> None:
                 nursery.breach("enough")
 
     async def again() -> None:
-        await run_branches({n: trio.lowlevel.checkpoint for n in range(5)}, limiter)
+        await run_branches(dict.fromkeys(range(5), trio.lowlevel.checkpoint), limiter)
 
     trio.run(breached)
     trio.run(again)

@@ -35,7 +35,7 @@ async def test_the_peak_is_the_limit_or_all_there_are(
     limit: int | float, count: int, autojump_clock: MockClock
 ) -> None:
     meter = Meter()
-    result = await run_branches({n: meter.work for n in range(count)}, limit)
+    result = await run_branches(dict.fromkeys(range(count), meter.work), limit)
     assert meter.peak == result.peak_in_flight == min(limit, count)
     # Work conserving: not a second is wasted.
     assert trio.current_time() == (1 if limit == math.inf else math.ceil(count / limit))
@@ -49,7 +49,7 @@ async def test_branches_that_never_block_run_one_after_another() -> None:
         meter.peak = max(meter.peak, meter.now)
         meter.now -= 1
 
-    result = await run_branches({n: quick for n in range(100)}, 10)
+    result = await run_branches(dict.fromkeys(range(100), quick), 10)
     assert len(result.outputs) == 100
     assert meter.peak == result.peak_in_flight == 1
 
@@ -75,7 +75,7 @@ async def test_two_steps_on_one_limiter_share_its_peak(autojump_clock: MockClock
     limiter = BranchLimiter(3)
 
     async def step() -> None:
-        await run_branches({n: meter.work for n in range(9)}, limiter)
+        await run_branches(dict.fromkeys(range(9), meter.work), limiter)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(step)
@@ -88,7 +88,7 @@ async def test_steps_with_limits_of_their_own_do_not_share(autojump_clock: MockC
     meter = Meter()
 
     async def step() -> None:
-        await run_branches({n: meter.work for n in range(4)}, 2)
+        await run_branches(dict.fromkeys(range(4), meter.work), 2)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(step)

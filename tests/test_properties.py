@@ -290,8 +290,7 @@ async def observe(
         timers.cancel_scope.cancel()
     result = nursery.result
     account = {
-        number: (ended.status, ended.started_at, ended.ended_at)
-        for number, ended in result.items()
+        number: (ended.status, ended.started_at, ended.ended_at) for number, ended in result.items()
     }
     return account, result.peak_in_flight
 

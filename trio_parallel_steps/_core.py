@@ -176,6 +176,7 @@ class StepCore:
         if admissible:
             self.pool.kick(self)
         elif record._step is not None:  # an observer may have been quicker
+            self.cut += 1
             self._skip_now(record)
 
     def granted(self, record: Record) -> None:

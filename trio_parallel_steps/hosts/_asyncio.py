@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from contextvars import copy_context
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ref
 
 from .._announce import warn
-from .._records import QUEUED, RUNNING, Cause, Record, running_record
-from ._abc import BaseRun, call, first_leaf, name_foreign, split, strip, thread_check
+from .._records import QUEUED, RUNNING, Cause, Record
+from ._abc import BaseRun, call, first_leaf, name_foreign, split, strip
+from ._asyncio_threads import run_in_thread, shield
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from .._admission import Token
@@ -108,39 +107,7 @@ class AsyncioRun(BaseRun):
         if self._threads is None:
             # The step's limiter is the cap: no other.  Idle threads are used first.
             self._threads = ThreadPoolExecutor(1_000_000, "in_thread")
-        context = copy_context()
-        told: list[str] = []  # why it is to stop
-        context.run(thread_check.set, partial(_check_cancelled, told))
-        future = self.loop.run_in_executor(self._threads, context.run, sync_fn)
-        task = asyncio.current_task()
-        assert task is not None
-        cancelled: asyncio.CancelledError | None = None
-        while not future.done():
-            try:
-                with _shield() if told else nullcontext():
-                    await asyncio.wait([future])
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-                told.append(str(exc))
-        if cancelled is not None:
-            if not _told_by_step(task):
-                future.exception()  # it is not lost unseen: the cancellation goes before it
-                raise cancelled
-            task.uncancel()  # the value counts; the next await, if any, is cancelled
-            task.cancel(*cancelled.args)
-        return future.result()
-
-
-def _check_cancelled(told: list[str]) -> None:
-    if told:
-        raise asyncio.CancelledError(told[0])
-
-
-def _told_by_step(task: asyncio.Task[Any]) -> bool:
-    record = running_record.get(None)
-    if record is None or record._place is not task or record._step is None:
-        return False
-    return record._cause is not None or record._step.is_stopping()
+        return await run_in_thread(self._threads, sync_fn)
 
 
 def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -192,7 +159,9 @@ class AsyncioHost:
         self._core: StepCore
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
+        # Weakly: a task that has failed keeps its frames, and with them an async generator that it
+        # has abandoned inside the block.  The loop closes that one once nobody holds it.
+        self._task = ref(task)
         self._baseline = task.cancelling()
 
     async def enter(self, core: StepCore, timeout: float) -> None:
@@ -206,8 +175,13 @@ class AsyncioHost:
     ) -> list[BaseException]:
         core = self._core
         own, self._own = self._own, 0
-        for _ in range(own):
-            self._task.uncancel()
+        if (entered_by := self._task()) is not None:
+            for _ in range(own):
+                entered_by.uncancel()
+        task = asyncio.current_task()
+        assert task is not None
+        if task is not entered_by:  # such a generator is closed in a task of the loop's own
+            self._task, self._baseline, own = ref(task), task.cancelling(), 0
         outside = exc and first_leaf(exc)
         if own and not self._is_requested():
             outside = None
@@ -216,7 +190,7 @@ class AsyncioHost:
             # be met outside, and one from outside goes on, though nothing may be left to wait for.
             outside = await self._wait(asyncio.sleep(0), outside)
         if outside is None:
-            self._baseline = self._task.cancelling()  # the body has swallowed the rest
+            self._baseline = task.cancelling()  # the body has swallowed the rest
         while self._is_busy():
             self._idle = self._loop.create_future()
             outside = await self._wait(self._idle, outside)
@@ -225,7 +199,10 @@ class AsyncioHost:
         for timer in self._timers.values():
             timer.cancel()
         del self._core, self._timers
-        return [] if outside is None else [outside]
+        try:
+            return [] if outside is None else [outside]
+        finally:
+            del outside, exc, traceback  # its traceback may keep this frame: no cycles
 
     def _expire(self) -> None:
         self._deadline = min(self._deadline, self.now())  # a loop may call early
@@ -239,7 +216,7 @@ class AsyncioHost:
     ) -> BaseException | None:
         """The first cancellation from outside, if one was met."""
         try:
-            with _shield() if outside is not None else nullcontext():
+            with shield() if outside is not None else nullcontext():
                 await awaitable
         except asyncio.CancelledError as cancelled:
             if outside is None and self._is_requested():
@@ -249,7 +226,8 @@ class AsyncioHost:
 
     def _is_requested(self) -> bool:
         """Has anyone else asked the block's task to stop (which it may have met already)?"""
-        return self._task.cancelling() > self._baseline
+        task = self._task()
+        return task is not None and task.cancelling() > self._baseline
 
     # ------------------------------------------------------------ what the core asks
 
@@ -273,6 +251,11 @@ class AsyncioHost:
             branch.close()
             self._core.begin(record, self.now())
             return self._core.raised(record, exc, self.now())
+        except BaseException:  # an eager first step lets a KeyboardInterrupt through
+            if record._place is not None:
+                self._tasks += 1
+                record._place.add_done_callback(partial(self._done, record))
+            raise
         self._tasks += 1
         task.add_done_callback(partial(self._done, record))
         task.set_name(f"{self._name}/{record.key}")
@@ -295,9 +278,9 @@ class AsyncioHost:
         )
 
     def stop_all(self, reason: str) -> None:
-        if self._core.body_open:
+        if self._core.body_open and (task := self._task()) is not None:
             self._own += 1
-            self._task.cancel(reason)
+            task.cancel(reason)
         for record in self._core.records.values():
             if record.status is RUNNING and record not in self._told:
                 self.stop(record, reason)
@@ -336,7 +319,11 @@ class AsyncioHost:
         core.begin(record, now)
         if record._timeout != math.inf:
             self._set_timer(record, now + record._timeout, partial(self._timed_out, record))
-        value = await call(record)
+        try:
+            value = await call(record)
+        except BaseException:
+            del self, core, record  # its traceback may keep this frame: no cycles
+            raise
         # Here, not as the task's result: a request to stop that comes too late would replace it.
         record._value = value
         record._place = RETURNED
@@ -393,8 +380,3 @@ class AsyncioHost:
 RETURNED: Final = "returned"
 TASK_CANCELLED: Final = "its task was cancelled"
 ENGINE: Final = frozenset({AsyncioHost._branch.__code__, call.__code__})
-
-
-def _shield() -> AbstractContextManager[object]:
-    anyio = sys.modules.get("anyio")
-    return nullcontext() if anyio is None else anyio.CancelScope(shield=True)

@@ -1,0 +1,64 @@
+"""Threads under asyncio: one that runs is waited for, whoever cancels the task that waits.
+
+A cancellation by the step leaves the value standing: it is returned, and the task's next await, if
+there is one, is cancelled.  Any other is raised once the thread has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import nullcontext
+from contextvars import copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .._records import running_record
+from ._abc import thread_check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+
+
+def shield() -> AbstractContextManager[object]:
+    """Keeps an anyio scope that is cancelled from cancelling this task anew each turn."""
+    anyio = sys.modules.get("anyio")
+    return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
+
+
+async def run_in_thread(threads: Executor, sync_fn: Callable[[], Any]) -> Any:
+    context = copy_context()
+    told: list[str] = []  # why it is to stop
+    context.run(thread_check.set, partial(_check_cancelled, told))
+    future = asyncio.get_running_loop().run_in_executor(threads, context.run, sync_fn)
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            with shield() if told else nullcontext():
+                await asyncio.wait([future])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+            told.append(str(exc))
+    if cancelled is not None:
+        if not _told_by_step(task):
+            future.exception()  # it is not lost unseen: the cancellation goes before it
+            raise cancelled
+        task.uncancel()  # the value counts; the next await, if any, is cancelled
+        task.cancel(*cancelled.args)
+    return future.result()
+
+
+def _check_cancelled(told: list[str]) -> None:
+    if told:
+        raise asyncio.CancelledError(told[0])
+
+
+def _told_by_step(task: asyncio.Task[Any]) -> bool:
+    record = running_record.get(None)
+    if record is None or record._place is not task or record._step is None:
+        return False
+    return record._cause is not None or record._step.is_stopping()
