@@ -20,7 +20,7 @@ since an exception in here would be taken for a branch's own; `verdict` raises i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -315,12 +315,12 @@ class WatchedStep:
         self.body_error: Exception | None = None
         self.opened_at = 0.0
         self.branches: list[Branch[Any]] = []
-        self.traces: dict[str, Trace] = {}
+        self.traces: dict[Hashable, Trace] = {}
         self.exits: list[str] = []
         self.inside = 0
         self.peak = 0
-        self.requests: dict[str, tuple[str, float]] = {}  # as observers were told
-        self.cancelled_for: dict[str, str] = {}  # by calls that returned True
+        self.requests: dict[Hashable, tuple[str, float]] = {}  # as observers were told
+        self.cancelled_for: dict[Hashable, str] = {}  # by calls that returned True
         self.breach_reasons: list[str] = []
         self.first_breach: str | None = None  # that was certainly the first stop
         self.stopped_at = math.inf  # when a stop was first seen
@@ -391,7 +391,7 @@ class WatchedStep:
     def target(self, number: int) -> Branch[Any] | None:
         return self.branches[number % len(self.branches)] if self.branches else None
 
-    def requested(self, key: str, reason: str) -> None:
+    def requested(self, key: Hashable, reason: str) -> None:
         self.requests.setdefault(key, (reason, self.oracle.now()))
 
     def cancel(self, branch: Branch[Any]) -> None:
@@ -616,7 +616,7 @@ class WatchedStep:
         failed = len(result.errors)
         allowed = {"FAIL_FAST": 0, "tolerate": 1}.get(policy, math.inf)
         goal = {"FIRST_SUCCESS": 1, "quorum": 2}.get(policy, 0)
-        cut_by_deadline = self.stop_reason() is not None and "timed out" in self.stop_reason()
+        cut_by_deadline = (self.stop_reason() or "").startswith("step timed out")
         if raised is None:
             check(self.body_error is None, "an error of the body is raised", self.body_error)
             check(failed <= allowed, "errors that the policy raises are raised", result.errors)

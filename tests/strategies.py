@@ -146,7 +146,7 @@ POLICIES: dict[str, Policy] = {
     "FIRST_SUCCESS": FIRST_SUCCESS,
     "quorum": quorum(2),
     "tolerate": tolerate(1),
-    "until": until(lambda key, result: result.success and result.output % 3 == 2),
+    "until": until(lambda key, result: result.success and result.unwrap() % 3 == 2),
 }
 
 

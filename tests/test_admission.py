@@ -50,7 +50,7 @@ class Waiter:
 
 
 class Step:
-    """What a pool needs of a step; `soon` collects what it is asked to call at the next checkpoint."""
+    """What a pool needs of a step; `soon` keeps what is to be called at the next checkpoint."""
 
     def __init__(self, pool: Pool, depth: int = 0) -> None:
         self.pool = pool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,13 +36,14 @@ PAUSES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture(params=PAUSES.values(), ids=PAUSES)
-def pause(request: pytest.FixtureRequest, autojump_clock: MockClock) -> Callable[[], Any]:
-    return request.param  # type: ignore[no-any-return]
+pauses = pytest.mark.parametrize("pause", PAUSES.values(), ids=PAUSES)
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-async def test_what_a_branch_sets_no_other_sees(limit: int, pause: Callable[[], Any]) -> None:
+@pauses
+async def test_what_a_branch_sets_no_other_sees(
+    limit: int, pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def work(n: int) -> list[str]:
         found = [seen.get()]
         await pause()
@@ -51,7 +53,7 @@ async def test_what_a_branch_sets_no_other_sees(limit: int, pause: Callable[[], 
         found.append(seen.get())
         return found
 
-    result = await run_branches({n: lambda n=n: work(n) for n in range(20)}, limit)
+    result = await run_branches({n: partial(work, n) for n in range(20)}, limit)
     assert result.outputs == {n: ["nothing", f"{n}", f"{n}"] for n in range(20)}
     assert seen.get() == "nothing"
 
@@ -76,7 +78,10 @@ async def test_nor_does_the_next_of_the_same_runner(ends: str, autojump_clock: M
     assert nursery.result.outputs == {"b": "nothing", "c": "nothing"}
 
 
-async def test_a_branch_sees_what_was_set_as_it_was_submitted(pause: Callable[[], Any]) -> None:
+@pauses
+async def test_a_branch_sees_what_was_set_as_it_was_submitted(
+    pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def look() -> str:
         await pause()
         return seen.get()
@@ -89,7 +94,10 @@ async def test_a_branch_sees_what_was_set_as_it_was_submitted(pause: Callable[[]
     assert nursery.result.outputs == {"one": "one", "two": "two", "three": "three"}
 
 
-async def test_a_branch_submitted_by_a_branch_inherits_from_it(pause: Callable[[], Any]) -> None:
+@pauses
+async def test_a_branch_submitted_by_a_branch_inherits_from_it(
+    pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def look() -> tuple[str, object]:
         await pause()
         return seen.get(), current_branch().key
@@ -107,7 +115,10 @@ async def test_a_branch_submitted_by_a_branch_inherits_from_it(pause: Callable[[
     assert nursery.result["other"].output == ("nothing", "other")
 
 
-async def test_the_body_sees_nothing_of_its_branches(pause: Callable[[], Any]) -> None:
+@pauses
+async def test_the_body_sees_nothing_of_its_branches(
+    pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def work() -> None:
         seen.set("the branch's")
         await pause()
@@ -118,7 +129,10 @@ async def test_the_body_sees_nothing_of_its_branches(pause: Callable[[], Any]) -
         assert seen.get() == "nothing"
 
 
-async def test_a_token_made_in_a_branch_can_be_reset_in_it(pause: Callable[[], Any]) -> None:
+@pauses
+async def test_a_token_made_in_a_branch_can_be_reset_in_it(
+    pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def work() -> str:
         token = seen.set("for a while")
         await pause()
@@ -132,7 +146,10 @@ async def test_a_token_made_in_a_branch_can_be_reset_in_it(pause: Callable[[], A
 # ---------------------------------------------------------------- the current branch
 
 
-async def test_each_branch_is_its_own_current_branch(pause: Callable[[], Any]) -> None:
+@pauses
+async def test_each_branch_is_its_own_current_branch(
+    pause: Callable[[], Any], autojump_clock: MockClock
+) -> None:
     async def work() -> tuple[Branch[Any], Branch[Any]]:
         before = current_branch()
         await pause()

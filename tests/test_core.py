@@ -182,6 +182,10 @@ class Step:
     def cancel(self, key: str) -> bool:
         return self.core.cancel(self[key], "not needed")
 
+    def reorder_and_breach(self, branch: Any) -> None:
+        self.core.reorder(branch, 1)
+        self.core.stop(Cause.BREACH, "why")
+
     def is_idle(self) -> bool:
         return not (self.pool.used or self.pool.waiting or self.ledger.out)
 
@@ -487,10 +491,7 @@ ACTS: dict[str, Callable[[Step, Any], object]] = {
     "breach": lambda step, branch: step.core.stop(Cause.BREACH, "why"),
     "cancel": lambda step, branch: step.core.cancel(branch, "why"),
     "satisfied": lambda step, branch: step.core.stop(Cause.SATISFIED, "why"),
-    "reorder, breach": lambda step, branch: (
-        step.core.reorder(branch, 1),
-        step.core.stop(Cause.BREACH, "why"),
-    ),
+    "reorder, breach": lambda step, branch: step.reorder_and_breach(branch),
 }
 
 

@@ -1,4 +1,4 @@
-"""`BranchNursery`: submitting from the block and from branches, handles, cancelling, how it stands."""
+"""`BranchNursery`: submitting from the block and from branches, handles, cancelling, statistics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trio_parallel_steps import (
     Branch,
     BranchErrors,
     BranchLimiter,
+    BranchNotDone,
     BranchNursery,
     BranchStatus,
     Breached,
@@ -583,16 +584,16 @@ async def test_a_satisfied_policy_is_why_it_ended_though_a_deadline_passed_meanw
 async def test_an_unmet_goal_is_an_error_though_a_deadline_passed_that_cut_nothing(
     option: str, autojump_clock: MockClock
 ) -> None:
-    async def fail_in_spite_of_all() -> None:
-        with trio.CancelScope(shield=True):
-            await trio.sleep(3)
-        raise ValueError("no")
-
     timeout: dict[str, Any] = {option: 3.0}
     with pytest.raises(BranchErrors) as caught:
         async with open_branch_nursery(1, policy=FIRST_SUCCESS, **timeout) as nursery:
-            nursery.start_soon("a", fail_in_spite_of_all)
-    assert [type(exc) for exc in caught.value.exceptions] == [ValueError]
+            nursery.start_soon("a", linger, 5)
+            await trio.sleep(1)
+            nursery.cancel("a", "not needed")
+    (error,) = caught.value.exceptions
+    assert isinstance(error, BranchNotDone)
+    assert str(error) == "'a' was cancelled: not needed"
+    assert trio.current_time() == 6
     assert not nursery.result.success
 
 

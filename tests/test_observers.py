@@ -78,7 +78,7 @@ class Diary(Observer):
 
 
 @pytest.fixture
-def diary(autojump_clock: MockClock) -> Diary:
+def diary() -> Diary:
     return Diary()
 
 
@@ -90,7 +90,7 @@ async def fail() -> None:
 # ---------------------------------------------------------------- what they are told
 
 
-async def test_the_life_of_a_step(diary: Diary) -> None:
+async def test_the_life_of_a_step(diary: Diary, autojump_clock: MockClock) -> None:
     await run_branches(
         {"a": lambda: trio.sleep(1), "b": fail}, 1, policy=COLLECT, observers=[diary], name="s"
     )
@@ -106,7 +106,9 @@ async def test_the_life_of_a_step(diary: Diary) -> None:
     ]
 
 
-async def test_cancellations_are_told_before_the_endings(diary: Diary) -> None:
+async def test_cancellations_are_told_before_the_endings(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1, observers=[diary]) as nursery:
         nursery.start_soon("a", trio.sleep_forever)
         nursery.start_soon("b", trio.sleep_forever)
@@ -122,7 +124,7 @@ async def test_cancellations_are_told_before_the_endings(diary: Diary) -> None:
     ]
 
 
-async def test_cancellations_by_a_rule_are_told(diary: Diary) -> None:
+async def test_cancellations_by_a_rule_are_told(diary: Diary, autojump_clock: MockClock) -> None:
     rule = CancelRule("high", "low")
     async with open_branch_nursery(1, cancel_rules=[rule], observers=[diary]) as nursery:
         nursery.start_soon("high", trio.sleep, 1)
@@ -130,14 +132,18 @@ async def test_cancellations_by_a_rule_are_told(diary: Diary) -> None:
     assert diary.told("cancel") == [("cancel", "low", "'high' succeeded: 'high' cancels 'low'")]
 
 
-async def test_cancellations_by_a_satisfied_policy_are_told(diary: Diary) -> None:
+async def test_cancellations_by_a_satisfied_policy_are_told(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(2, policy=FIRST_SUCCESS, observers=[diary]) as nursery:
         nursery.start_soon("quick", trio.sleep, 1)
         nursery.start_soon("slow", trio.sleep, 9)
     assert diary.told("cancel") == [("cancel", "slow", "policy satisfied by 'quick'")]
 
 
-async def test_a_breach_is_told_once_before_the_endings_it_causes(diary: Diary) -> None:
+async def test_a_breach_is_told_once_before_the_endings_it_causes(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     with pytest.raises(Breached):
         async with open_branch_nursery(1, observers=[diary], name="s") as nursery:
             nursery.start_soon("a", trio.sleep_forever)
@@ -153,7 +159,9 @@ async def test_a_breach_is_told_once_before_the_endings_it_causes(diary: Diary) 
     ]
 
 
-async def test_a_switch_tells_the_observers_of_each_step(diary: Diary) -> None:
+async def test_a_switch_tells_the_observers_of_each_step(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     switch = Breach()
 
     async def step(name: str) -> None:
@@ -174,7 +182,7 @@ async def test_a_switch_tells_the_observers_of_each_step(diary: Diary) -> None:
     ]
 
 
-async def test_progress_is_told(diary: Diary) -> None:
+async def test_progress_is_told(diary: Diary, autojump_clock: MockClock) -> None:
     async def work() -> None:
         current_branch().report(1, 3)
         await trio.sleep(1)
@@ -186,7 +194,9 @@ async def test_progress_is_told(diary: Diary) -> None:
     assert diary.told("progressed") == [("progressed", "a", 1, 3), ("progressed", "a", 2, None)]
 
 
-async def test_a_changed_limit_is_told_to_every_open_step_that_uses_it(diary: Diary) -> None:
+async def test_a_changed_limit_is_told_to_every_open_step_that_uses_it(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(2)
     other, closed, unrelated = Diary(), Diary(), Diary()
     await run_branches({}, limiter, observers=[closed])
@@ -203,7 +213,9 @@ async def test_a_changed_limit_is_told_to_every_open_step_that_uses_it(diary: Di
     assert closed.told("limit") == unrelated.told("limit") == []
 
 
-async def test_what_is_submitted_after_a_stop_is_queued_and_ended(diary: Diary) -> None:
+async def test_what_is_submitted_after_a_stop_is_queued_and_ended(
+    diary: Diary, autojump_clock: MockClock
+) -> None:
     with pytest.raises(Breached):
         async with open_branch_nursery(observers=[diary]) as nursery:
             nursery.breach("enough")
@@ -299,8 +311,9 @@ async def test_an_observer_may_submit_as_a_branch_ends(autojump_clock: MockClock
     nursery: BranchNursery
 
     def again(branch: Branch[Any]) -> None:
-        if branch.key < 3:
-            nursery.start_soon(branch.key + 1, trio.lowlevel.checkpoint)
+        ended = nursery.statistics().ended
+        if ended < 4:
+            nursery.start_soon(ended, trio.lowlevel.checkpoint)
 
     observer = Acting("branch_ended", again)
     async with open_branch_nursery(1, observers=[observer]) as nursery:
@@ -313,7 +326,7 @@ async def test_an_observer_may_set_priorities_as_branches_are_queued(
     autojump_clock: MockClock,
 ) -> None:
     def prioritise(branch: Branch[Any]) -> None:
-        branch.priority = 5 if branch.key in "cd" else 1
+        branch.priority = 5 if branch.key in ("c", "d") else 1
 
     observer = Acting("branch_queued", prioritise)
     async with open_branch_nursery(1, observers=[observer]) as nursery:

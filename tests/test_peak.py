@@ -57,7 +57,7 @@ async def test_branches_that_never_block_run_one_after_another() -> None:
 async def test_without_a_limit_the_default_is_the_cap(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trio_parallel_steps.hosts._trio.usable_cpus", lambda: 3)
+    monkeypatch.setattr("trio_parallel_steps.hosts._abc.usable_cpus", lambda: 3)
     result = await run_branches({n: Meter().work for n in range(20)})
     assert result.peak_in_flight == 6
 
@@ -65,7 +65,7 @@ async def test_without_a_limit_the_default_is_the_cap(
 async def test_the_default_is_ten_at_most(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    monkeypatch.setattr("trio_parallel_steps.hosts._trio.usable_cpus", lambda: 64)
+    monkeypatch.setattr("trio_parallel_steps.hosts._abc.usable_cpus", lambda: 64)
     result = await run_branches({n: Meter().work for n in range(20)})
     assert result.peak_in_flight == 10
 

@@ -34,24 +34,28 @@ class Order:
 
 
 @pytest.fixture
-def order(autojump_clock: MockClock) -> Order:
+def order() -> Order:
     return Order()
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-async def test_higher_first_then_first_come(limit: int, order: Order) -> None:
+async def test_higher_first_then_first_come(
+    limit: int, order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(limit) as nursery:
         order.submit(nursery, a=0, b=5, c=-3, d=5, e=0, f=10)
     assert order.keys == ["f", "b", "d", "a", "e", "c"]
 
 
-async def test_run_branches_takes_priorities(order: Order) -> None:
+async def test_run_branches_takes_priorities(order: Order, autojump_clock: MockClock) -> None:
     branches: dict[str, Callable[[], Awaitable[None]]] = dict.fromkeys("abcd", order.work)
     await run_branches(branches, 1, priorities={"c": 2, "b": -1})
     assert order.keys == ["c", "a", "d", "b"]
 
 
-async def test_what_is_submitted_without_a_checkpoint_between_is_sorted(order: Order) -> None:
+async def test_what_is_submitted_without_a_checkpoint_between_is_sorted(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, low=0)
         order.submit(nursery, high=1)
@@ -59,7 +63,9 @@ async def test_what_is_submitted_without_a_checkpoint_between_is_sorted(order: O
         assert order.keys == ["high"]
 
 
-async def test_what_was_admitted_at_a_checkpoint_is_not_displaced(order: Order) -> None:
+async def test_what_was_admitted_at_a_checkpoint_is_not_displaced(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, low=0)
         await wait_all_tasks_blocked()
@@ -69,7 +75,9 @@ async def test_what_was_admitted_at_a_checkpoint_is_not_displaced(order: Order) 
     assert order.keys == ["low", "high"]
 
 
-async def test_from_inside_a_branch_priority_counts_at_its_end(order: Order) -> None:
+async def test_from_inside_a_branch_priority_counts_at_its_end(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async def spawn(nursery: BranchNursery) -> None:
         order.submit(nursery, low=-1, high=1)
 
@@ -82,7 +90,7 @@ async def test_from_inside_a_branch_priority_counts_at_its_end(order: Order) -> 
 # ---------------------------------------------------------------- changed while queued
 
 
-async def test_a_raised_priority_counts(order: Order) -> None:
+async def test_a_raised_priority_counts(order: Order, autojump_clock: MockClock) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, running=0, a=0, b=0, c=0)
         await wait_all_tasks_blocked()
@@ -91,7 +99,7 @@ async def test_a_raised_priority_counts(order: Order) -> None:
     assert order.keys == ["running", "c", "a", "b"]
 
 
-async def test_a_lowered_priority_counts(order: Order) -> None:
+async def test_a_lowered_priority_counts(order: Order, autojump_clock: MockClock) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, running=0, a=0, b=0, c=0)
         await wait_all_tasks_blocked()
@@ -99,14 +107,18 @@ async def test_a_lowered_priority_counts(order: Order) -> None:
     assert order.keys == ["running", "b", "c", "a"]
 
 
-async def test_a_change_before_the_first_checkpoint_counts(order: Order) -> None:
+async def test_a_change_before_the_first_checkpoint_counts(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, a=0, b=0)
         nursery["b"].priority = 1
     assert order.keys == ["b", "a"]
 
 
-async def test_one_that_comes_to_a_priority_keeps_its_turn(order: Order) -> None:
+async def test_one_that_comes_to_a_priority_keeps_its_turn(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, running=0, a=0, b=5, c=5)
         await wait_all_tasks_blocked()
@@ -115,7 +127,9 @@ async def test_one_that_comes_to_a_priority_keeps_its_turn(order: Order) -> None
     assert order.keys == ["b", "running", "c", "a"]
 
 
-async def test_a_branch_may_change_its_siblings_priorities(order: Order) -> None:
+async def test_a_branch_may_change_its_siblings_priorities(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async def promote(nursery: BranchNursery) -> None:
         nursery["b"].priority = 7
 
@@ -125,7 +139,9 @@ async def test_a_branch_may_change_its_siblings_priorities(order: Order) -> None
     assert order.keys == ["b", "a"]
 
 
-async def test_a_priority_can_be_set_while_queued_only(order: Order) -> None:
+async def test_a_priority_can_be_set_while_queued_only(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, a=0, b=0)
         await wait_all_tasks_blocked()
@@ -141,7 +157,9 @@ async def test_a_priority_can_be_set_while_queued_only(order: Order) -> None:
     assert running.priority == 0
 
 
-async def test_a_priority_changed_while_its_step_is_paused_counts(order: Order) -> None:
+async def test_a_priority_changed_while_its_step_is_paused_counts(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         nursery.pause("setting up")
         order.submit(nursery, a=0, b=0, c=3)
@@ -155,7 +173,9 @@ async def test_a_priority_changed_while_its_step_is_paused_counts(order: Order) 
 # ---------------------------------------------------------------- one queue for many steps
 
 
-async def test_priority_is_global_across_steps_on_one_limiter(order: Order) -> None:
+async def test_priority_is_global_across_steps_on_one_limiter(
+    order: Order, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(1)
     async with open_branch_nursery(limiter) as one, open_branch_nursery(limiter) as two:
         order.submit(one, a1=0, a2=2, a3=4)
@@ -163,7 +183,9 @@ async def test_priority_is_global_across_steps_on_one_limiter(order: Order) -> N
     assert order.keys == ["b3", "a3", "b2", "a2", "b1", "a1"]
 
 
-async def test_a_change_of_priority_counts_across_steps(order: Order) -> None:
+async def test_a_change_of_priority_counts_across_steps(
+    order: Order, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(1)
     async with open_branch_nursery(limiter) as one, open_branch_nursery(limiter) as two:
         order.submit(one, a1=0, a2=0)
@@ -173,7 +195,9 @@ async def test_a_change_of_priority_counts_across_steps(order: Order) -> None:
     assert order.keys == ["a1", "b2", "a2", "b1"]
 
 
-async def test_first_come_first_served_across_steps(order: Order) -> None:
+async def test_first_come_first_served_across_steps(
+    order: Order, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(1)
     async with open_branch_nursery(limiter) as one, open_branch_nursery(limiter) as two:
         for n in range(3):
@@ -182,15 +206,16 @@ async def test_first_come_first_served_across_steps(order: Order) -> None:
     assert order.keys == ["a0", "b0", "a1", "b1", "a2", "b2"]
 
 
-async def test_a_step_of_low_priority_waits_for_a_step_of_high_priority(order: Order) -> None:
+async def test_a_step_of_low_priority_waits_for_a_step_of_high_priority(
+    order: Order, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(2)
-    low = {f"low{n}": order.work for n in range(4)}
-    high = {f"high{n}": order.work for n in range(4)}
+    low = [f"low{n}" for n in range(4)]
+    high = [f"high{n}" for n in range(4)]
 
-    async def step(
-        branches: dict[str, Callable[[], Awaitable[None]]], priority: int, after: float
-    ) -> None:
+    async def step(keys: list[str], priority: int, after: float) -> None:
         await trio.sleep(after)
+        branches: dict[str, Callable[[], Awaitable[None]]] = dict.fromkeys(keys, order.work)
         await run_branches(branches, limiter, priorities=dict.fromkeys(branches, priority))
 
     async with trio.open_nursery() as nursery:
@@ -200,7 +225,9 @@ async def test_a_step_of_low_priority_waits_for_a_step_of_high_priority(order: O
     assert sorted(map(str, order.keys[2:6])) == ["high0", "high1", "high2", "high3"]
 
 
-async def test_a_deeper_branch_goes_first_among_equals(order: Order) -> None:
+async def test_a_deeper_branch_goes_first_among_equals(
+    order: Order, autojump_clock: MockClock
+) -> None:
     outer, shared = BranchLimiter(1), BranchLimiter(1)
 
     async def nest() -> None:
@@ -215,7 +242,9 @@ async def test_a_deeper_branch_goes_first_among_equals(order: Order) -> None:
     assert order.keys == ["urgent", "deep", "running", "queued", "later"]
 
 
-async def test_an_entrant_waits_its_turn_at_priority_zero(order: Order) -> None:
+async def test_an_entrant_waits_its_turn_at_priority_zero(
+    order: Order, autojump_clock: MockClock
+) -> None:
     limiter = BranchLimiter(1)
 
     async def enter() -> None:
@@ -233,7 +262,9 @@ async def test_an_entrant_waits_its_turn_at_priority_zero(order: Order) -> None:
     assert order.keys == ["running", "high", "before", "entrant", "after", "low"]
 
 
-async def test_a_cancelled_waiter_leaves_the_order_of_the_rest_alone(order: Order) -> None:
+async def test_a_cancelled_waiter_leaves_the_order_of_the_rest_alone(
+    order: Order, autojump_clock: MockClock
+) -> None:
     async with open_branch_nursery(1) as nursery:
         order.submit(nursery, a=0, b=3, c=2, d=1)
         nursery.cancel("c")

@@ -40,7 +40,7 @@ property_settings = settings(
 @contextmanager
 def schedule(seed: int) -> Iterator[None]:
     """The same seed, the same schedule."""
-    scheduler: Any = trio._core._run  # type: ignore[attr-defined]
+    scheduler: Any = trio._core._run
     kept = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r = random.Random(seed)

@@ -460,7 +460,7 @@ class StepCore:
             if record.status is QUEUED:
                 self.cut += 1
                 self._unqueue(record)
-                self.skip(record, reason, now)
+                self.skip(record, record._reason or reason, now)
         self.held.clear()
 
     def _settle_timeouts(self) -> None:
@@ -486,6 +486,8 @@ class StepCore:
 
     def resume(self) -> None:
         self.paused = None
+        if self.closed:
+            return
         held, self.held = self.held, []
         self.pool.put_back(held)
         self.pool.kick(self)

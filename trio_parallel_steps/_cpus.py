@@ -42,7 +42,10 @@ def cgroup_quota(cgroups: Path, own: Path) -> float:
         return math.inf
     quota = math.inf
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        try:
+            _, controllers, path = line.split(":", 2)
+        except ValueError:  # not a line of that file's
+            continue
         if not controllers:
             quota = min(quota, _tightest(cgroups, path, _quota_v2))
         elif "cpu" in controllers.split(","):

@@ -40,6 +40,7 @@ class BranchErrors(ExceptionGroup[Exception]):
         super().__init__(message, exceptions)
 
     def derive(self, excs: Sequence[Any], /) -> Any:
+        """As of any exception group; keeps ``.result``."""
         return BaseBranchErrors._or_branch_errors(self.message, excs, self.result)
 
 

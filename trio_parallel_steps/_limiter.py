@@ -96,6 +96,7 @@ class BranchLimiter:
 
     @property
     def name(self) -> str | None:
+        """What it was named, for its repr."""
         return self._name
 
     @property
@@ -118,10 +119,12 @@ class BranchLimiter:
 
     @property
     def borrowed_tokens(self) -> int:
+        """How many are in use."""
         return 0 if self._pool is None else self._pool.used
 
     @property
     def available_tokens(self) -> int | float:
+        """How many are not; negative after a shrink."""
         return self._total_tokens - self.borrowed_tokens
 
     def statistics(self) -> LimiterStatistics:

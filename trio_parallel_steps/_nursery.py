@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._core import StepCore
     from ._limiter import BranchLimiter
     from ._outcomes import ParallelResult, StepResult
+    from .hosts._abc import Run
 
 T = TypeVar("T")
 
@@ -65,6 +66,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
 
     @property
     def name(self) -> str:
+        """The step's."""
         return self._core.name
 
     # ------------------------------------------------------------ branches
@@ -199,8 +201,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
         ['a', 'b', 'c']
         """
         self._run.check_thread()
-        if enclosing_branch(self._run) is not None:
-            raise RuntimeError("completed() can't be called inside a branch")
+        _check_outside(self._run)
         return _Completed(self._core)
 
     def statistics(self) -> NurseryStatistics:
@@ -230,6 +231,11 @@ class BranchNursery(metaclass=NoPublicConstructor):
         )
 
 
+def _check_outside(run: Run) -> None:
+    if enclosing_branch(run) is not None:
+        raise RuntimeError("completed() can't be used inside a branch")
+
+
 class _Completed:
     __slots__ = ("_core", "_position")
 
@@ -243,6 +249,7 @@ class _Completed:
     @protected
     async def __anext__(self) -> StepResult[Any]:
         core = self._core
+        _check_outside(core.run)
         if self._position == len(core.endings) and core.outstanding:
             event = core.run.event()
             core.listeners.append(event.set)

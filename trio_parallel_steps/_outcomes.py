@@ -82,6 +82,7 @@ class StepResult(Generic[T_co]):
 
     @property
     def success(self) -> bool:
+        """Whether it SUCCEEDED."""
         return self.status is BranchStatus.SUCCEEDED
 
     @property

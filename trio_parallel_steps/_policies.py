@@ -69,7 +69,8 @@ class Policy(Protocol):
     'policy satisfied by 3'
     """
 
-    def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision: ...
+    def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
+        """Whether the step goes on, now that this branch has ended."""
 
 
 class EnginePolicy:

@@ -122,14 +122,17 @@ class Record:
 
     @property
     def name(self) -> str:
+        """``str(key)``"""
         return str(self.key)
 
     @property
     def output(self) -> Any:
+        """What it returned; None unless it SUCCEEDED."""
         return self._value if self.status is SUCCEEDED else None
 
     @property
     def exception(self) -> Exception | None:
+        """What it raised, or the TooSlowError of its own timeout; None for any other ending."""
         return None if self.status is SUCCEEDED else self._value
 
     @property
@@ -141,6 +144,8 @@ class Record:
     def result(self) -> StepResult[Any]:
         """The same object however often it is asked for."""
         if self._result is None:
+            if self.status is QUEUED or self.status is RUNNING:
+                raise RuntimeError(f"{self!r} has not ended: there is no result yet")
             self._result = StepResult(
                 self.key,
                 self.name,

@@ -38,7 +38,7 @@ disable_ki_protection(call)
 
 
 class Runner:
-    __slots__ = ("_core", "_misnested", "_prefix", "_run", "_running", "_task")
+    __slots__ = ("_core", "_has_blocked", "_misnested", "_prefix", "_run", "_running", "_task")
 
     def __init__(self, core: StepCore, run: TrioRun, name: str) -> None:
         self._core = core
@@ -46,6 +46,7 @@ class Runner:
         self._prefix = name + "/"
         self._task = current_task()
         self._running: Record | None = None
+        self._has_blocked = False
         self._misnested = False
 
     @enable_ki_protection
@@ -64,14 +65,19 @@ class Runner:
                 if self._running is None:
                     raise
                 cancelled = self._escaped(exc)
-                if cancelled is exc:
-                    raise
-                if cancelled is not None:
-                    raise cancelled from None
+                try:
+                    if cancelled is exc:
+                        raise
+                    if cancelled is not None:
+                        raise cancelled from None
+                finally:
+                    del cancelled  # no cycles
                 return None
             else:
                 if self._running is not None:  # the scope has taken its Cancelled
                     record = self._stopped()
+            if record is not None:
+                await self._give_way()
         return None
 
     @enable_ki_protection
@@ -100,6 +106,7 @@ class Runner:
             try:
                 value = await drive(record, task)
             finally:
+                self._has_blocked = task.context is context
                 self._misnested = task._cancel_status is not status
             if self._misnested:
                 return None
@@ -109,11 +116,14 @@ class Runner:
             record = core.returned(record, value, instant)
             if touched:
                 return record
-            has_blocked = task.context is context
-            if record is not None and not has_blocked and perf_counter() > run.slice_end:
+            if record is not None and not self._has_blocked and perf_counter() > run.slice_end:
                 await run.next_slice()
                 instant = run.now()
         return None
+
+    async def _give_way(self) -> None:
+        if not self._has_blocked and perf_counter() > self._run.slice_end:
+            await self._run.next_slice()
 
     def _take_running(self) -> Record:
         record, self._running = self._running, None
@@ -172,7 +182,10 @@ def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
             except BaseException as exc:  # how trio answers a foreign await
                 message = coroutine.throw(exc)
             else:
-                message = coroutine.send(value)
+                try:
+                    message = coroutine.send(value)
+                finally:
+                    del value  # an exception in it would hold this frame: no cycles
     except StopIteration as stop:
         return stop.value
 
