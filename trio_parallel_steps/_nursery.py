@@ -233,7 +233,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
 
 def _check_outside(run: Run) -> None:
     if enclosing_branch(run) is not None:
-        raise RuntimeError("completed() can't be used inside a branch")
+        raise RuntimeError("completed() can't be called inside a branch")
 
 
 class _Completed:
