@@ -498,6 +498,7 @@ async def main(where):
             nursery.start_soon("sleeps too", sleeps, log)
             body = {
                 "a busy branch": is_busy, "a thread": in_thread(in_its_thread),
+                "a busy body": trio.lowlevel.checkpoint,
             }.get(where, says_ready)
             nursery.start_soon("it", body)
             nursery.start_soon("waits", sleeps, log, priority=-1)
@@ -505,7 +506,8 @@ async def main(where):
             if where == "the body":
                 await trio.sleep_forever()
             if where == "a busy body":
-                await says_ready()
+                await trio.testing.wait_all_tasks_blocked()
+                print("ready", flush=True)
                 while True:
                     pass
     except BaseExceptionGroup as group:

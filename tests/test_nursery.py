@@ -19,6 +19,7 @@ from trio_parallel_steps import (
     BranchNotDone,
     BranchNursery,
     BranchStatus,
+    Breach,
     Breached,
     NurseryStatistics,
     StepTimeout,
@@ -243,6 +244,24 @@ async def test_a_cancellation_from_outside_is_raised_however_the_step_learns_of_
     assert nursery.result["a"].status is SKIPPED
     assert scope.cancelled_caught
     assert not left
+
+
+async def test_what_stops_a_step_is_raised_or_it_has_ended_by_itself() -> None:
+    """A cancellation from outside and a switch, as the block is being left and all has ended."""
+    switch = Breach()
+    raised = True
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as tasks:
+
+            async def stop() -> None:
+                scope.cancel()
+                switch.trip("late")
+
+            async with open_branch_nursery(policy=COLLECT, breach=switch) as nursery:
+                tasks.start_soon(stop)  # it runs at the next checkpoint: that of the exit
+            raised = False
+    assert raised == (nursery.result.stop_reason is not None)
+    assert raised == (not nursery.result.success)
 
 
 # ---------------------------------------------------------------- handles

@@ -192,7 +192,7 @@ async def test_the_first_of_several_rules_gives_the_reason() -> None:
 
 async def test_what_a_rule_cancels_may_return_or_raise_all_the_same() -> None:
     rule = CancelRule("a", "b*")
-    async with open_branch_nursery(cancel_rules=[rule], policy=COLLECT) as nursery:
+    async with open_branch_nursery(3, cancel_rules=[rule], policy=COLLECT) as nursery:
         nursery.start_soon("b returns", give_when_stopped, "kept")
         nursery.start_soon("b raises", fail_when_stopped, ValueError())
         await until_nothing_is_ready()

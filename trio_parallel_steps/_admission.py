@@ -225,26 +225,26 @@ class Pool:
     def pass_on(self, token: Token, step: StepCore) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
-        if self.used <= self.cap and self.paused is None:
+        if self.waiting and self.used <= self.cap and self.paused is None:
             waiter = self._best()
-            if waiter is None:
-                self.used -= 1
-                self._ledger.give(token)
+            if waiter is not None:
+                if waiter._step is step:
+                    self._hand(token, waiter)
+                    return waiter
+                self._release(token)
+                self._grant(waiter)
                 return None
-            if waiter._step is step:
-                self._hand(token, waiter)
-                return waiter
-            self.used -= 1
-            self._ledger.give(token)
-            self._grant(waiter)
-            return None
         self.give_back(token)
         return None
 
     def give_back(self, token: Token) -> None:
+        self._release(token)
+        if self.waiting:
+            self.dispatch()
+
+    def _release(self, token: Token) -> None:
         self.used -= 1
         self._ledger.give(token)
-        self.dispatch()
 
     # ------------------------------------------------------------ changes
 

@@ -44,6 +44,8 @@ class BranchStatus(enum.Enum):
     SKIPPED = "skipped"
     """stopped before its function was first called; ``reason`` says why"""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own is a call in Python
+
 
 SAID = {
     BranchStatus.FAILED: "failed",

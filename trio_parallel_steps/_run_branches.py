@@ -61,7 +61,7 @@ def _check_async_fns(branches: Mapping[Any, Callable[[], Awaitable[Any]]]) -> No
     first: TypeError | None = None
     for key, async_fn in branches.items():
         try:
-            check_async_fn(async_fn, f"branches[{key!r}]")
+            check_async_fn(async_fn, "branches", key)
         except TypeError as exc:
             first = first or exc
     if first is not None:

@@ -71,11 +71,18 @@ def check_key(key: Hashable) -> None:
         raise TypeError(expected("key", "hashable", key)) from None
 
 
-def check_async_fn(async_fn: Callable[..., Any], name: str = "async_fn") -> None:
-    """Refuse what can be known not to be an async function; the rest shows when it is called."""
+def check_async_fn(async_fn: Callable[..., Any], name: str = "async_fn", *at: object) -> None:
+    """Refuse what can be known not to be an async function; the rest shows when it is called.
+
+    `at` is where in the argument it stands.
+    """
     # The common case first: this runs once a branch.
-    if type(async_fn) is FunctionType and async_fn.__code__.co_flags & COROUTINE_FLAGS:
-        return
+    if type(async_fn) is FunctionType:
+        code = async_fn.__code__.co_flags
+        if code & COROUTINE_FLAGS or not code & inspect.CO_ASYNC_GENERATOR:
+            return
+    if at:
+        name = f"{name}[{at[0]!r}]"
     if isinstance(async_fn, CoroutineType):
         async_fn.close()  # it will never be awaited, and the error says so already
         raise TypeError(

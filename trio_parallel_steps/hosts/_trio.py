@@ -129,30 +129,30 @@ class TrioHost:
     """Runs the branches of one step in a nursery of its own."""
 
     __slots__ = (
-        "_core",
-        "_granted",
+        "core",
+        "granted",
         "_idle",
         "_manager",
-        "_name",
+        "name",
         "_nursery",
-        "_run",
+        "trio_run",
         "_vacant",
         "now",
     )
 
     def __init__(self, run: TrioRun, name: str) -> None:
-        self._run = run
-        self._name = name
+        self.trio_run = run
+        self.name = name
         self._idle: trio.Event | None = None
-        self._granted: deque[Record] = deque()
+        self.granted: deque[Record] = deque()
         self._vacant = False
         self.now = run.now
-        self._core: StepCore
+        self.core: StepCore
         self._manager: Any
         self._nursery: trio.Nursery
 
     async def enter(self, core: StepCore, timeout: float) -> None:
-        self._core = core
+        self.core = core
         self._manager = trio.open_nursery(strict_exception_groups=True)
         self._nursery = await self._manager.__aenter__()
         if timeout != math.inf:
@@ -161,7 +161,7 @@ class TrioHost:
     async def leave(
         self, exc: BaseException | None, traceback: TracebackType | None
     ) -> list[BaseException]:
-        core = self._core
+        core = self.core
         try:
             # A stopped step has nothing queued: the nursery waits for what runs.
             while core.outstanding and not core.is_stopping():
@@ -181,20 +181,20 @@ class TrioHost:
             return _outside(left)
         finally:
             core.closed = True
-            del exc, traceback, self._core  # no cycles
+            del exc, traceback, self.core  # no cycles
         return []
 
     # ------------------------------------------------------------ what the core asks
 
     def soon(self, call: Callable[[], None]) -> None:
-        self._nursery.start_soon(self._look, call, name=self._name)
+        self._nursery.start_soon(self._look, call, name=self.name)
 
     def run(self, record: Record) -> None:
-        self._granted.append(record)
+        self.granted.append(record)
         if self._vacant:  # the task that looks can run one
             self._vacant = False
         else:
-            self._nursery.start_soon(self._runner, name=self._name)
+            self._nursery.start_soon(Runner(self).run, name=self.name)
 
     def stop(self, record: Record, reason: str) -> None:
         if record._place is not None:
@@ -230,15 +230,7 @@ class TrioHost:
         if self._vacant:  # nothing was granted
             self._vacant = False
         else:
-            await self._runner()
-
-    @enable_ki_protection
-    async def _runner(self) -> None:
-        # trio starts tasks in any order; branches start in the order of their admission.
-        record = self._granted.popleft()
-        left = await Runner(self._core, self._run, self._name).run(record)
-        if left is not None:
-            self.run(left)
+            await Runner(self).run()
 
 
 def _outside(exc: BaseException) -> list[BaseException]:

@@ -25,105 +25,102 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from trio.lowlevel import checkpoint, current_task, disable_ki_protection, enable_ki_protection
 
-from .._records import QUEUED, Record
+from .._records import QUEUED, Cause, Record
 from ._abc import call, name_foreign, split, strip
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .._core import StepCore
-    from ._trio import TrioRun
+    from ._trio import TrioHost
 
 disable_ki_protection(call)
 
 
 class Runner:
-    __slots__ = ("_core", "_has_blocked", "_misnested", "_prefix", "_run", "_running", "_task")
+    __slots__ = (
+        "_core",
+        "_has_blocked",
+        "_host",
+        "_is_misnested",
+        "_prefix",
+        "_run",
+        "_running",
+        "_task",
+    )
 
-    def __init__(self, core: StepCore, run: TrioRun, name: str) -> None:
-        self._core = core
-        self._run = run
-        self._prefix = name + "/"
-        self._task = current_task()
+    def __init__(self, host: TrioHost) -> None:
+        self._host = host
+        self._core: StepCore = host.core
+        self._run = host.trio_run
+        self._prefix = host.name + "/"
+        self._task: trio.lowlevel.Task
         self._running: Record | None = None
         self._has_blocked = False
-        self._misnested = False
+        self._is_misnested = False
 
     @enable_ki_protection
-    async def run(self, record: Record | None) -> Record | None:
-        """Run it and its followers.  Returns one that another task has to run, if this one is to be
-        retired."""
+    async def run(self) -> None:
+        """The task: runs a record that the host was granted, and its followers."""
+        core, run, prefix = self._core, self._run, self._prefix
+        task = self._task = current_task()
+        # trio starts tasks in any order; branches start in the order of their admission.
+        record: Record | None = self._host.granted.popleft()
         while record is not None:
             try:
                 with trio.CancelScope() as scope:
-                    record = await self._run_in(scope, record)
+                    status = task._cancel_status
+                    instant = run.now()
+                    while record is not None:  # until the scope has been touched
+                        if record.status is not QUEUED:
+                            record = core.not_begun(record)
+                            continue
+                        if status.effectively_cancelled:
+                            core.interrupted()
+                            core.not_begun(record)
+                            await checkpoint()  # raises Cancelled
+                        self._running = record
+                        record._place = scope
+                        if record._timeout != math.inf:
+                            scope.deadline = instant + record._timeout
+                        core.begin(record, instant)
+                        task.name = f"{prefix}{record.key}"
+                        context = record._context
+                        value = await drive(record, task)
+                        if task._cancel_status is not status:
+                            break  # leaving the scope will raise
+                        self._has_blocked = task.context is context
+                        record._place = self._running = None
+                        touched = record._cause is not None or record._timeout != math.inf
+                        instant = run.now()
+                        record = core.returned(record, value, instant)
+                        if touched:
+                            break
+                        if not self._has_blocked and record and perf_counter() > run.slice_end:
+                            await run.next_slice()
+                            instant = run.now()
             except Exception as exc:
                 record = self._raised(exc)
-                if self._misnested:
-                    return record
             except BaseException as exc:
-                if self._running is None:
+                if self._running is None or self._escaped(exc):
                     raise
-                cancelled = self._escaped(exc)
-                try:
-                    if cancelled is exc:
-                        raise
-                    if cancelled is not None:
-                        raise cancelled from None
-                finally:
-                    del cancelled  # no cycles
-                return None
+                return
             else:
                 if self._running is not None:  # the scope has taken its Cancelled
                     record = self._stopped()
             if record is not None:
+                if self._is_misnested:  # this task is retired
+                    self._host.run(record)
+                    return
                 await self._give_way()
-        return None
-
-    @enable_ki_protection
-    async def _run_in(self, scope: trio.CancelScope, record: Record | None) -> Record | None:
-        """Run one branch after another until the scope has been touched: the one to run next."""
-        core = self._core
-        run = self._run
-        task = self._task
-        status = task._cancel_status
-        instant = run.now()
-        while record is not None:
-            if record.status is not QUEUED:
-                record = core.not_begun(record)
-                continue
-            if status.effectively_cancelled:
-                core.interrupted()
-                core.not_begun(record)
-                await checkpoint()  # raises Cancelled
-            self._running = record
-            record._place = scope
-            if record._timeout != math.inf:
-                scope.deadline = instant + record._timeout
-            core.begin(record, instant)
-            task.name = self._prefix + record.name
-            context = record._context
-            try:
-                value = await drive(record, task)
-            finally:
-                self._has_blocked = task.context is context
-                self._misnested = task._cancel_status is not status
-            if self._misnested:
-                return None
-            record._place = self._running = None
-            touched = record._cause is not None or record._timeout != math.inf
-            instant = run.now()
-            record = core.returned(record, value, instant)
-            if touched:
-                return record
-            if record is not None and not self._has_blocked and perf_counter() > run.slice_end:
-                await run.next_slice()
-                instant = run.now()
-        return None
 
     async def _give_way(self) -> None:
         if not self._has_blocked and perf_counter() > self._run.slice_end:
             await self._run.next_slice()
+
+    def _note_blocking(self) -> None:
+        assert self._running is not None
+        self._has_blocked = self._task.context is self._running._context
 
     def _take_running(self) -> Record:
         record, self._running = self._running, None
@@ -132,22 +129,25 @@ class Runner:
         return record
 
     def _raised(self, exc: Exception) -> Record | None:
+        self._note_blocking()
         record = self._take_running()
         strip(exc, ENGINE)
-        if self._misnested:
+        if type(exc) is RuntimeError and str(exc).startswith("Cancel scope stack corrupted"):
+            self._is_misnested = True
             exc = _misnesting(record, exc)
         exc = name_foreign(exc, record, "trio", "asyncio")
         return self._core.raised(record, exc, self._run.now())
 
     def _stopped(self) -> Record | None:
+        self._note_blocking()
         record = self._take_running()
         if record._cause is None:
             self._core.timed_out(record)
         return self._core.stopped(record, self._run.now())
 
-    def _escaped(self, exc: BaseException) -> BaseException | None:
+    def _escaped(self, exc: BaseException) -> bool:
         """What its scope did not take: a Cancelled of the whole step or from further out, or what
-        no one collects, which leaves with the block.  Returns the Cancelled, which goes on."""
+        no one collects, which leaves with the block.  True if it has to go on."""
         core = self._core
         cancelled, rest = split(exc, trio.Cancelled)
         if cancelled is not None:
@@ -155,11 +155,19 @@ class Runner:
         record = self._take_running()
         if isinstance(rest, Exception):
             core.raised(record, rest, self._run.now())
-            return cancelled
-        if rest is not None:
-            core.crashed(repr(record.key), rest)
-        core.stopped(record, self._run.now())
-        return cancelled
+        else:
+            if rest is not None:
+                core.crashed(repr(record.key), rest)
+            core.stopped(record, self._run.now())
+        if cancelled is exc:
+            if core.cause is not Cause.OUTSIDE:
+                # It ends in the step's own scope, where nobody reads it: ten thousand tracebacks
+                # would only keep their frames.
+                exc.__traceback__ = None
+            return True
+        if cancelled is not None:
+            raise cancelled from None
+        return False
 
 
 @enable_ki_protection
@@ -169,25 +177,27 @@ def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
 
     Like ``yield from``, which can't begin in one context and go on in another.
     """
-    coroutine = call(record)
+    coroutine: Any = call(record)
     context = record._context
     assert context is not None
     del record
     try:
         message = context.run(coroutine.send, None)
-        task.context = context
-        while True:
-            try:
-                value = yield message
-            except BaseException as exc:  # how trio answers a foreign await
-                message = coroutine.throw(exc)
-            else:
-                try:
-                    message = coroutine.send(value)
-                finally:
-                    del value  # an exception in it would hold this frame: no cycles
     except StopIteration as stop:
         return stop.value
+    task.context = context
+    while True:
+        try:
+            message = coroutine.send((yield message))
+        except StopIteration as stop:
+            return stop.value
+        except BaseException as exc:
+            if coroutine.cr_frame is None:
+                raise  # the branch's own: it has ended
+            try:
+                message = coroutine.throw(exc)  # how trio answers a foreign await
+            except StopIteration as stop:
+                return stop.value
 
 
 def _misnesting(record: Record, exc: Exception) -> RuntimeError:
@@ -199,6 +209,5 @@ def _misnesting(record: Record, exc: Exception) -> RuntimeError:
 
 
 ENGINE: Final = frozenset(
-    function.__code__
-    for function in (Runner.run, Runner._run_in, drive, call, trio.CancelScope.__exit__)
+    function.__code__ for function in (Runner.run, drive, call, trio.CancelScope.__exit__)
 )
