@@ -7,7 +7,7 @@ left out.  What a contestant is given (keys and functions) is made before the cl
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -41,18 +41,18 @@ BODIES: dict[str, Body] = {"trio": trio_body, "asyncio": asyncio_body}
 class Contestant:
     name: str
     host: str
-    run: Callable[[Branches], Awaitable[object]]
+    run: Callable[[Branches, int], Awaitable[object]]
 
 
 # ------------------------------------------------------------------ asyncio
 
 
-async def gather(branches: Branches) -> object:
+async def gather(branches: Branches, limit: int) -> object:
     return await asyncio.gather(*[body() for body in branches.values()])
 
 
-async def gather_semaphore(branches: Branches) -> object:
-    semaphore = asyncio.Semaphore(LIMIT)
+async def gather_semaphore(branches: Branches, limit: int) -> object:
+    semaphore = asyncio.Semaphore(limit)
 
     async def limited(body: Body) -> None:
         async with semaphore:
@@ -61,8 +61,8 @@ async def gather_semaphore(branches: Branches) -> object:
     return await asyncio.gather(*[limited(body) for body in branches.values()])
 
 
-async def task_group_semaphore(branches: Branches) -> None:
-    semaphore = asyncio.Semaphore(LIMIT)
+async def task_group_semaphore(branches: Branches, limit: int) -> None:
+    semaphore = asyncio.Semaphore(limit)
 
     async def limited(body: Body) -> None:
         async with semaphore:
@@ -76,8 +76,8 @@ async def task_group_semaphore(branches: Branches) -> None:
 # ------------------------------------------------------------------ either
 
 
-async def anyio_limiter(branches: Branches) -> None:
-    limiter = anyio.CapacityLimiter(LIMIT)
+async def anyio_limiter(branches: Branches, limit: int) -> None:
+    limiter = anyio.CapacityLimiter(limit)
 
     async def limited(body: Body) -> None:
         async with limiter:
@@ -88,30 +88,30 @@ async def anyio_limiter(branches: Branches) -> None:
             group.start_soon(limited, body)
 
 
-async def aiometer_run_all(branches: Branches) -> object:
-    return await aiometer.run_all(list(branches.values()), max_at_once=LIMIT)
+async def aiometer_run_all(branches: Branches, limit: int) -> object:
+    return await aiometer.run_all(list(branches.values()), max_at_once=limit)
 
 
-async def sequential(branches: Branches) -> None:
+async def sequential(branches: Branches, limit: int) -> None:
     for body in branches.values():
         await body()
 
 
-async def ours(branches: Branches) -> object:
-    return await run_branches(branches, LIMIT)
+async def ours(branches: Branches, limit: int) -> object:
+    return await run_branches(branches, limit)
 
 
 # ------------------------------------------------------------------ trio
 
 
-async def nursery_bare(branches: Branches) -> None:
+async def nursery_bare(branches: Branches, limit: int) -> None:
     async with trio.open_nursery() as nursery:
         for body in branches.values():
             nursery.start_soon(body)
 
 
-async def nursery_limiter(branches: Branches) -> None:
-    limiter = trio.CapacityLimiter(LIMIT)
+async def nursery_limiter(branches: Branches, limit: int) -> None:
+    limiter = trio.CapacityLimiter(limit)
 
     async def limited(body: Body) -> None:
         async with limiter:
@@ -123,12 +123,14 @@ async def nursery_limiter(branches: Branches) -> None:
 
 
 OURS = Contestant("trio_parallel_steps (trio)", "trio", ours)
+OURS_ASYNCIO = Contestant("trio_parallel_steps (asyncio)", "asyncio", ours)
 GATHER = Contestant("gather+Semaphore", "asyncio", gather_semaphore)
 NURSERY = Contestant("bare nursery", "trio", nursery_bare)
 LIMITER = Contestant("nursery+CapacityLimiter", "trio", nursery_limiter)
 
 CONTESTANTS = (
     OURS,
+    OURS_ASYNCIO,
     Contestant("sequential loop (trio)", "trio", sequential),
     Contestant("gather, no limit", "asyncio", gather),
     GATHER,
@@ -149,25 +151,33 @@ def some_branches(contestant: Contestant, number: int) -> Branches:
     return dict.fromkeys((f"branch-{i}" for i in range(number)), BODIES[contestant.host])
 
 
-def cpu_microseconds(contestant: Contestant, branches: Branches, repeats: int) -> float:
+def cpu_microseconds(
+    contestant: Contestant, branches: Branches, repeats: int, limit: int = LIMIT
+) -> float:
     """CPU time of one whole step, in a loop that is up."""
     few = some_branches(contestant, WARM_UP)
 
     async def main() -> float:
-        await contestant.run(few)
+        await contestant.run(few, limit)
         began = time.process_time()
         for _ in range(repeats):
-            await contestant.run(branches)
+            await contestant.run(branches, limit)
         return (time.process_time() - began) / repeats * 1e6
 
     return run_in(contestant.host, main)
 
 
-def side_by_side(number: int, rounds: int, repeats: int) -> dict[str, list[float]]:
+def side_by_side(
+    number: int,
+    rounds: int,
+    repeats: int,
+    limit: int = LIMIT,
+    contestants: Sequence[Contestant] = CONTESTANTS,
+) -> dict[str, list[float]]:
     def measure(contestant: Contestant) -> float:
-        return cpu_microseconds(contestant, some_branches(contestant, number), repeats)
+        return cpu_microseconds(contestant, some_branches(contestant, number), repeats, limit)
 
-    return rotated(CONTESTANTS, rounds, measure)
+    return rotated(contestants, rounds, measure)
 
 
 def per_branch(samples: Mapping[str, list[float]], number: int) -> dict[str, list[float]]:
@@ -220,6 +230,12 @@ def main(report: Report) -> None:
     report.add(compared(f"1,000 branches, {limited}", "us a branch", samples, peers))
     samples = side_by_side(4, rounds, 200)
     report.add(compared(f"4 branches, {limited}", "us a step", samples, (NURSERY.name,)))
+
+    on_asyncio = [each for each in CONTESTANTS if each.host == "asyncio"]
+    for limit in (16, 1_000):
+        samples = per_branch(side_by_side(10_000, rounds, 1, limit, on_asyncio), 10_000)
+        title = f"10,000 branches on asyncio, limit {limit:,}, {rounds} rounds"
+        report.add(compared(title, "us a branch", samples, (GATHER.name,)))
 
     sizes = [1_000, 10_000, 100_000]
     report.add(growth(GATHER, sizes, 1 if report.quick else 3))

@@ -504,7 +504,7 @@ class WatchedStep:
     def has_ended(self) -> bool:
         """All branches, at least; the block may be about to be left."""
         how = self.statistics()
-        return how.queued == how.running == 0
+        return bool(how.queued == how.running == 0)
 
     def is_cut_short(self) -> bool:
         """By what the engine may not have been told of yet."""

@@ -1066,3 +1066,19 @@ async def test_work_that_shields_itself_is_waited_for(autojump_clock: MockClock)
         )
     assert caught.value.result is not None
     assert caught.value.result.outputs == {"shielded": 1}
+
+
+async def test_a_body_that_leaves_a_scope_of_its_own_open_is_told_by_trio(
+    autojump_clock: MockClock,
+) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        with trio.move_on_after(9):
+            yield 1
+
+    generator = numbers()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", give, 1)
+            await anext(generator)
+    assert "Cancel scope stack corrupted" in str(caught.value.exceptions[0])
+    assert nursery.result["a"].status is SUCCEEDED

@@ -555,3 +555,23 @@ def test_ctrl_c_stops_the_step_and_every_cleanup_is_done(where: str) -> None:
     assert set(ended.values()) <= {"cancelled", "skipped", "succeeded"}
     ran = [key for key in ended if key != "it" and ended[key] != "skipped"]
     assert seen["log"] == ["cleaned up"] * len(ran)
+
+
+def test_a_signal_while_the_block_waits_is_met_there() -> None:
+    """The branch's code is protected, so the signal goes to the main task, which waits."""
+
+    @trio.lowlevel.enable_ki_protection
+    async def interrupts() -> None:
+        await trio.lowlevel.checkpoint()  # the block waits by now
+        interrupt_this_process()
+        await trio.sleep_forever()
+
+    async def program() -> None:
+        with stopped_by_interrupt() as caught:
+            async with open_branch_nursery(1) as nursery:
+                nursery.start_soon("interrupts", interrupts)
+        assert [type(leaf) for leaf in leaves(caught.value)] == [KeyboardInterrupt]
+        assert_complete(nursery, "interrupts")
+        assert nursery.result.stop_reason == "waiting raised KeyboardInterrupt"
+
+    run(program)

@@ -485,3 +485,37 @@ async def test_an_observer_is_let_go_with_its_step(autojump_clock: MockClock) ->
     gc.collect()
     holders = [o for o in gc.get_referrers(diary) if type(o).__module__.startswith("trio_parallel")]
     assert holders == []
+
+
+async def test_one_that_hears_of_a_stop_may_cancel_what_is_still_queued(
+    autojump_clock: MockClock,
+) -> None:
+    """A satisfied policy tells the running ones first: what an observer does then comes before it
+    reaches the queued."""
+    nursery: BranchNursery
+    observer = Acting("cancel_requested", lambda branch: nursery.cancel("queued", "by me"))
+    async with open_branch_nursery(2, policy=FIRST_SUCCESS, observers=[observer]) as nursery:
+        nursery.start_soon("wins", trio.sleep, 1)
+        nursery.start_soon("runs", trio.sleep_forever)
+        nursery.start_soon("queued", trio.sleep_forever)
+    assert nursery.result["queued"].reason == "by me"
+    assert nursery.limiter.statistics().tasks_waiting == 0
+
+
+async def test_what_is_submitted_after_a_satisfied_policy_was_stopped_by_it(
+    autojump_clock: MockClock,
+) -> None:
+    told = []
+
+    def cancel_late(branch: Branch[Any]) -> None:
+        if branch.key == "late":
+            told.append(branch.cancel("by me"))
+
+    observer = Acting("branch_queued", cancel_late)
+    async with open_branch_nursery(policy=FIRST_SUCCESS, observers=[observer]) as nursery:
+        nursery.start_soon("wins", trio.sleep, 0)
+        await wait_all_tasks_blocked()
+        nursery.start_soon("late", trio.sleep_forever)
+    assert told == [False]
+    assert nursery.result["late"].reason == "policy satisfied by 'wins'"
+    assert nursery.limiter.statistics().tasks_waiting == 0

@@ -12,6 +12,7 @@ from trio_parallel_steps import (
     COLLECT,
     BranchErrors,
     Breached,
+    check_cancelled,
     current_branch,
     in_thread,
     open_branch_nursery,
@@ -196,3 +197,21 @@ async def test_bad_functions_are_refused_before_anything_starts() -> None:
     for given in (is_async, functools.partial(is_async)):
         with pytest.raises(TypeError, match="must be a sync function: an async one needs no"):
             in_thread(given)
+
+
+def test_check_cancelled_outside_such_a_thread_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"^not inside a thread of in_thread\(\)$"):
+        check_cancelled()
+
+
+async def test_a_trio_run_in_a_thread_of_a_branch_is_outside_the_branch() -> None:
+    """The context comes along, but its branch belongs to another run."""
+
+    async def answer() -> int:
+        return 42
+
+    def run_a_step() -> dict[str, int]:
+        return trio.run(run_branches, {"inner": answer}).outputs
+
+    result = await run_branches({"outer": in_thread(run_a_step)})
+    assert result.outputs == {"outer": {"inner": 42}}

@@ -115,6 +115,7 @@ class Pool:
 
     __slots__ = (
         "_arrivals",
+        "_has_stale",
         "_kicked",
         "_ledger",
         "_queue",
@@ -136,13 +137,11 @@ class Pool:
         self._ledger: Ledger = ledger
         self._queue: Queue = Queue()
         self._arrivals: int = 0
+        self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
 
     def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.steps)
-
-    def fits(self) -> bool:
-        return self.used < self.cap and self.paused is None
 
     # ------------------------------------------------------------ waiters come and go
 
@@ -154,11 +153,13 @@ class Pool:
     def reorder(self, waiter: Waiter, depth: int) -> None:
         """Its priority has changed; it keeps its turn among those of the new one."""
         self._queue.push((-waiter._priority, -depth, waiter._arrival, waiter))
+        self._has_stale = True
         self._sweep()
 
     def forget(self) -> None:
         """A waiter has gone without a token."""
         self.waiting -= 1
+        self._has_stale = True
         self._sweep()
 
     def put_back(self, entries: list[Entry]) -> None:
@@ -166,7 +167,7 @@ class Pool:
             self._queue.push(entry)
 
     def _sweep(self) -> None:
-        if len(self._queue) > 2 * self.waiting + 1000:
+        if len(self._queue) > 2 * self.waiting + 1000 or not self.waiting:
             self._queue.sweep()
 
     def _best(self) -> Any:
@@ -245,6 +246,9 @@ class Pool:
     def _release(self, token: Token) -> None:
         self.used -= 1
         self._ledger.give(token)
+        if self._has_stale and not self.waiting:
+            self._has_stale = False
+            self._queue.sweep()
 
     # ------------------------------------------------------------ changes
 

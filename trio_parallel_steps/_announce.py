@@ -42,8 +42,7 @@ class Announcer:
             try:
                 getattr(observer, hook)(*args)
             except Exception as exc:  # the observer is dropped; no branch hears of it
-                if observer in observers:
-                    observers.remove(observer)
+                observers.remove(observer)
                 warn(f"{hook}() of {observer!r} raised {said(exc)}: it is told no more", exc)
 
 

@@ -171,13 +171,17 @@ class StepCore:
             if self.rules is not None:
                 self.rules.submitted(record)
             self.pool.push(record, self.depth)
+        else:
+            record._cause = self.cause  # told to stop already: an observer can't be first
+            record._reason = self.reason
         if self.observers:
             self.tell("branch_queued", record)
         if admissible:
             self.pool.kick(self)
-        elif record._step is not None:  # an observer may have been quicker
+        else:
+            assert record._reason is not None
             self.cut += 1
-            self._skip_now(record)
+            self.skip(record, record._reason, record.submitted_at)
 
     def granted(self, record: Record) -> None:
         self.host.run(record)
@@ -278,10 +282,6 @@ class StepCore:
             self._judge(record, asked)
         if not self.outstanding:
             self.host.wake()
-
-    def _skip_now(self, record: Record) -> None:
-        assert self.reason is not None
-        self.skip(record, self.reason, record.submitted_at)
 
     def _apply_rules(self, record: Record) -> None:
         assert self.rules is not None
@@ -384,14 +384,14 @@ class StepCore:
         record._reason = reason
         if self.observers:
             self.tell("cancel_requested", record, reason)
-        if record.status is QUEUED:
-            if record._step is not None:  # an observer may have been quicker
-                self._unqueue(record)
-                self.skip(record, reason, self.host.now())
+        if record.status is QUEUED:  # an observer may have been quicker
+            self._unqueue(record)
+            self.skip(record, reason, self.host.now())
         elif record.status is RUNNING:
             self.host.stop(record, reason)
 
     def _unqueue(self, record: Record) -> None:
+        record.status = SKIPPED
         if record._token is None:
             self.pool.forget()
 

@@ -1,7 +1,7 @@
 """What the engine asks of an event loop: `Run` once an event loop's run, `Host` once a step.
 
 The core decides; a host runs what it is told to run and reports how it ended.  Both hosts call a
-branch through `call`, the boundary between the engine's code and the user's.
+branch through `start_call`, the boundary between the engine's code and the user's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .._records import running_record
 from .._util import not_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Awaitable, Callable, Hashable
     from types import TracebackType
 
     from .._admission import Ledger
@@ -100,16 +100,15 @@ class Host(Protocol):
 thread_check: Final[ContextVar[Callable[[], None]]] = ContextVar("thread_check")
 
 
-async def call(record: Record) -> Any:
-    """Run the branch's own code, in whose context this is."""
+def start_call(record: Record) -> Awaitable[Any]:
+    """Call the branch's function, in whose context this is."""
     running_record.set(record)
     async_fn = record._fn
     assert async_fn is not None
     awaitable = async_fn(*record._args)
     if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
         raise TypeError(not_async(async_fn))
-    del record, async_fn  # an exception's traceback must not keep them
-    return await awaitable
+    return awaitable
 
 
 def split(

@@ -24,7 +24,7 @@ from weakref import ref
 
 from .._announce import warn
 from .._records import QUEUED, RUNNING, Cause, Record
-from ._abc import BaseRun, call, first_leaf, name_foreign, split, strip
+from ._abc import BaseRun, first_leaf, name_foreign, split, start_call, strip
 from ._asyncio_threads import run_in_thread, shield
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ class AsyncioHost:
         "_baseline",
         "_core",
         "_deadline",
+        "_has_factory",
         "_idle",
         "_loop",
         "_name",
@@ -149,6 +150,7 @@ class AsyncioHost:
         self._name = name
         self._redeliver = redeliver
         self._loop = run.loop
+        self._has_factory = run.loop.get_task_factory() is not None
         self.now = run.now
         self._tasks = 0  # the live ones
         self._told: set[Record] = set()  # to stop
@@ -245,8 +247,12 @@ class AsyncioHost:
             return self._core.not_begun(record)
         branch = self._branch(record)
         try:
-            # Not by `context=`: a task factory of the user's own need not take it.
-            task = context.run(self._loop.create_task, branch)
+            name = f"{self._name}/{record.key}"
+            if self._has_factory:  # one of the user's own: it need not take a name or context
+                task = context.run(self._loop.create_task, branch)
+                task.set_name(name)
+            else:
+                task = self._loop.create_task(branch, name=name, context=context)
         except Exception as exc:  # of the task factory: the branch's failure
             branch.close()
             self._core.begin(record, self.now())
@@ -258,7 +264,6 @@ class AsyncioHost:
             raise
         self._tasks += 1
         task.add_done_callback(partial(self._done, record))
-        task.set_name(f"{self._name}/{record.key}")
         return None
 
     def stop(self, record: Record, reason: str) -> None:
@@ -320,7 +325,7 @@ class AsyncioHost:
         if record._timeout != math.inf:
             self._set_timer(record, now + record._timeout, partial(self._timed_out, record))
         try:
-            value = await call(record)
+            value = await start_call(record)
         except BaseException:
             del self, core, record  # its traceback may keep this frame: no cycles
             raise
@@ -337,9 +342,10 @@ class AsyncioHost:
 
     def _done(self, record: Record, task: asyncio.Task[None]) -> None:
         self._tasks -= 1
-        self._told.discard(record)
         core = self._core
-        if (timer := self._timers.pop(record, None)) is not None:
+        if self._told:
+            self._told.discard(record)
+        if self._timers and (timer := self._timers.pop(record, None)) is not None:
             timer.cancel()
         place, record._place = record._place, None
         exc = None if task.cancelled() else task.exception()
@@ -379,4 +385,4 @@ class AsyncioHost:
 
 RETURNED: Final = "returned"
 TASK_CANCELLED: Final = "its task was cancelled"
-ENGINE: Final = frozenset({AsyncioHost._branch.__code__, call.__code__})
+ENGINE: Final = frozenset({AsyncioHost._branch.__code__, start_call.__code__})

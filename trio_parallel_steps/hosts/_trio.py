@@ -6,7 +6,7 @@
    it, and with it the body and every branch, in the same instant.
 3. trio.Cancelled is never turned into a value: what the nursery's scope does not take leaves the
    block.
-4. The engine's code is protected from KeyboardInterrupt; the user's, below `call`, is not.
+4. The engine's code is protected from KeyboardInterrupt; the user's, below `start_call`, is not.
 """
 
 from __future__ import annotations
@@ -197,8 +197,7 @@ class TrioHost:
             self._nursery.start_soon(Runner(self).run, name=self.name)
 
     def stop(self, record: Record, reason: str) -> None:
-        if record._place is not None:
-            record._place.cancel(reason)
+        record._place.cancel(reason)
 
     def stop_all(self, reason: str) -> None:
         self._nursery.cancel_scope.cancel(reason)

@@ -26,7 +26,7 @@ import trio
 from trio.lowlevel import checkpoint, current_task, disable_ki_protection, enable_ki_protection
 
 from .._records import QUEUED, Cause, Record
-from ._abc import call, name_foreign, split, strip
+from ._abc import name_foreign, split, start_call, strip
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .._core import StepCore
     from ._trio import TrioHost
 
-disable_ki_protection(call)
+disable_ki_protection(start_call)
 
 
 class Runner:
@@ -170,6 +170,14 @@ class Runner:
         return False
 
 
+@disable_ki_protection
+async def call(record: Record) -> Any:
+    """The user's own code, which KeyboardInterrupt may interrupt."""
+    awaitable = start_call(record)
+    del record  # an exception's traceback must not keep it
+    return await awaitable
+
+
 @enable_ki_protection
 @types.coroutine
 def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
@@ -208,6 +216,5 @@ def _misnesting(record: Record, exc: Exception) -> RuntimeError:
     return error
 
 
-ENGINE: Final = frozenset(
-    function.__code__ for function in (Runner.run, drive, call, trio.CancelScope.__exit__)
-)
+OWN: Final = (Runner.run, drive, call, start_call, trio.CancelScope.__exit__)
+ENGINE: Final = frozenset(function.__code__ for function in OWN)
