@@ -586,6 +586,27 @@ async def test_resuming_a_step_that_is_closed_changes_nothing(autojump_clock: Mo
     assert other.result["a"].success
 
 
+async def test_a_stopped_step_can_be_resumed_until_its_block_is_left_and_after() -> None:
+    limiter = BranchLimiter(1)
+    async with open_branch_nursery(limiter) as other:
+        other.pause("so that something waits for the free token")
+        other.start_soon("a", trio.lowlevel.checkpoint)
+        await wait_all_tasks_blocked()
+
+        async def resume_in_every_pass(stopped: BranchNursery) -> None:
+            for _ in range(10):
+                stopped.resume()
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as tasks:
+            with pytest.raises(Breached):
+                async with open_branch_nursery(limiter) as stopped:
+                    stopped.breach("enough")
+                    tasks.start_soon(resume_in_every_pass, stopped)
+        other.resume()
+    assert other.result["a"].success
+
+
 # ---------------------------------------------------------------- deadlines that cut nothing
 
 
