@@ -511,6 +511,23 @@ def test_what_an_observer_stops_as_it_is_queued_ends_once(
     assert step.is_idle()
 
 
+@pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+@pytest.mark.parametrize("cause", [Cause.SATISFIED, Cause.BODY])
+def test_what_is_submitted_after_a_stop_ends_once_whatever_an_observer_does(
+    cause: Cause, act: Callable[[Step, Any], object]
+) -> None:
+    observer = Acting()
+    step = Step(observers=(observer,))
+    step.core.stop(cause, "before")
+    observer.act = lambda branch: act(step, branch)
+    step.submit("a")
+    assert step["a"].status is SKIPPED
+    assert [record.key for record in step.core.endings] == ["a"]
+    assert step.core.outstanding == 0
+    assert observer.told == ["queued a", "ended a"]
+    assert step.is_idle()
+
+
 def test_an_observer_that_sets_priorities_as_branches_are_queued_keeps_their_order() -> None:
     observer = Acting()
     step = Step(limit=1, observers=(observer,))

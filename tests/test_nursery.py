@@ -246,7 +246,8 @@ async def test_a_cancellation_from_outside_is_raised_however_the_step_learns_of_
     assert not left
 
 
-async def test_what_stops_a_step_is_raised_or_it_has_ended_by_itself() -> None:
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_stops_a_step_is_raised_or_it_has_ended_by_itself(seed: int) -> None:
     """A cancellation from outside and a switch, as the block is being left and all has ended."""
     switch = Breach()
     raised = True

@@ -3,7 +3,7 @@ flattened, and all of them pickle if their contents do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import trio
 from trio import TooSlowError as TooSlowError
@@ -14,70 +14,45 @@ if TYPE_CHECKING:
     from ._outcomes import ParallelResult
 
 
-class BranchErrors(ExceptionGroup[Exception]):
+class _Group:
+    """An exception group with the result of its step, which whatever is split off keeps."""
+
+    message: str
+    result: ParallelResult[Any, Any] | None
+
+    def __new__(
+        cls,
+        message: str,
+        exceptions: Sequence[BaseException],
+        result: ParallelResult[Any, Any] | None = None,
+    ) -> Self:
+        self = super().__new__(cls, message, exceptions)  # type: ignore[call-arg]
+        self.result = result
+        return self
+
+    def __init__(
+        self,
+        message: str,
+        exceptions: Sequence[BaseException],
+        result: ParallelResult[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(message, exceptions)  # type: ignore[call-arg]
+
+    def derive(self, excs: Sequence[Any], /) -> Any:
+        """As of any exception group; keeps ``.result``."""
+        all_errors = all(isinstance(exc, Exception) for exc in excs)
+        return (BranchErrors if all_errors else BaseBranchErrors)(self.message, excs, self.result)
+
+
+class BranchErrors(_Group, ExceptionGroup[Exception]):
     """Branch exceptions, and an exception of the block's own body beside them, even alone, as with
     a trio nursery.  ``except*`` works as with any group, and what it splits off keeps ``.result``.
     """
 
-    result: ParallelResult[Any, Any] | None
 
-    def __new__(
-        cls,
-        message: str,
-        exceptions: Sequence[Exception],
-        result: ParallelResult[Any, Any] | None = None,
-    ) -> BranchErrors:
-        self = super().__new__(cls, message, exceptions)
-        self.result = result
-        return self
-
-    def __init__(
-        self,
-        message: str,
-        exceptions: Sequence[Exception],
-        result: ParallelResult[Any, Any] | None = None,
-    ) -> None:
-        super().__init__(message, exceptions)
-
-    def derive(self, excs: Sequence[Any], /) -> Any:
-        """As of any exception group; keeps ``.result``."""
-        return BaseBranchErrors._or_branch_errors(self.message, excs, self.result)
-
-
-class BaseBranchErrors(BaseExceptionGroup[BaseException]):
+class BaseBranchErrors(_Group, BaseExceptionGroup[BaseException]):
     """What leaves a step beside a cancellation from outside, a KeyboardInterrupt or a SystemExit.
     Once these have been split off, what is left is a `BranchErrors`."""
-
-    result: ParallelResult[Any, Any] | None
-
-    def __new__(
-        cls,
-        message: str,
-        exceptions: Sequence[BaseException],
-        result: ParallelResult[Any, Any] | None = None,
-    ) -> BaseBranchErrors:
-        self = super().__new__(cls, message, exceptions)
-        self.result = result
-        return self
-
-    def __init__(
-        self,
-        message: str,
-        exceptions: Sequence[BaseException],
-        result: ParallelResult[Any, Any] | None = None,
-    ) -> None:
-        super().__init__(message, exceptions)
-
-    def derive(self, excs: Sequence[Any], /) -> Any:
-        return self._or_branch_errors(self.message, excs, self.result)
-
-    @staticmethod
-    def _or_branch_errors(
-        message: str, excs: Sequence[Any], result: ParallelResult[Any, Any] | None
-    ) -> BranchErrors | BaseBranchErrors:
-        if all(isinstance(exc, Exception) for exc in excs):
-            return BranchErrors(message, excs, result)
-        return BaseBranchErrors(message, excs, result)
 
 
 class Breached(Exception):
