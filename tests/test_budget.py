@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 import random
 import signal
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from fractions import Fraction
@@ -356,6 +358,22 @@ async def test_what_was_raised_pickles_with_its_result() -> None:
 async def spends(budget: Budget, amount: float = 5) -> None:
     await trio.lowlevel.checkpoint()
     budget.spend(usd=amount)
+
+
+@pytest.mark.parametrize("ask", ["spend", "reserve", "settle"])
+def test_a_refusal_leaves_no_cycles(ask: str) -> None:
+    budget = Budget(usd=1)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            asked = budget.reserve() if ask == "settle" else budget
+            getattr(asked, ask)(usd=2)
+        except BudgetExceeded as exc:
+            gone = weakref.ref(exc)
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- parents
@@ -851,7 +869,7 @@ async def test_a_thread_of_a_branch_asks_through_its_loop() -> None:
     assert statuses(caught.value.result) == {"a": BREACHED}
 
 
-@pytest.mark.parametrize("ask", ["spend", "reserve"])
+@pytest.mark.parametrize("ask", ["spend", "reserve", "settle"])
 def test_an_interrupt_never_leaves_a_request_half_done(ask: str) -> None:
     parent = Budget(b=1e9)
     budget = Budget(parent, a=1e9, b=1e9)
@@ -866,7 +884,8 @@ def test_an_interrupt_never_leaves_a_request_half_done(ask: str) -> None:
     async def main() -> None:
         await trio.lowlevel.checkpoint()
         try:
-            getattr(budget, ask)(a=1, b=Interrupts(1.0))
+            asked = budget.reserve() if ask == "settle" else budget
+            getattr(asked, ask)(a=1, b=Interrupts(1.0))
         finally:
             expected = {"a": 1, "b": 1}
             assert budget.used() == expected

@@ -206,7 +206,10 @@ class _Reserved:
             budget._tell()
         if refusal is not None:
             budget._breach(refusal)
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # no cycles
 
     def _ended(self) -> RuntimeError:
         return RuntimeError("a reservation ends with its block: reserve again")
