@@ -617,6 +617,29 @@ def test_a_refusal_reaches_the_steps_up_to_the_budget_that_refused(driver: Any) 
 
 
 @BOTH
+def test_a_settlement_that_passes_several_limits_reaches_the_outermost(driver: Any) -> None:
+    async def program(world: World) -> None:
+        parent = Budget(usd=2, calls=5)
+        child = Budget(parent, usd=1, calls=5)
+
+        async def settles() -> None:
+            with child.reserve(usd=1) as reservation:
+                reservation.settle(calls=6, usd=3)
+
+        with pytest.raises(BudgetExceeded) as caught:
+            async with open_branch_nursery(budget=parent) as nursery:
+                nursery.start_soon("waits", world.forever)
+                await world.sleep(1)
+                with pytest.raises(BudgetExceeded):
+                    await run_branches({"settles": settles}, BranchLimiter(1), budget=child)
+        assert fields(caught.value) == ("calls", 5, 0, 6)
+        assert statuses(nursery.result) == {"waits": BREACHED}
+        assert parent.used() == child.used() == {"usd": 3, "calls": 6}
+
+    driver(program)
+
+
+@BOTH
 def test_a_branch_of_a_step_that_is_not_given_the_budget_fails_with_it(driver: Any) -> None:
     async def program(world: World) -> None:
         budget, other = Budget(usd=1), Budget(usd=1)

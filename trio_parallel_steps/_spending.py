@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from ._budget import Amounts, Book, to_number
@@ -22,7 +23,6 @@ from ._util import expected
 from .hosts import protected
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from ._core import StepCore
