@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
@@ -31,6 +30,7 @@ from .hosts import check_host, current_run, protected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Any
 
