@@ -29,6 +29,8 @@ from trio_parallel_steps import (
     BranchStatus,
     Breach,
     Breached,
+    Budget,
+    BudgetExceeded,
     CancelRule,
     Decision,
     ParallelResult,
@@ -1024,6 +1026,111 @@ async def a_cancellation_from_outside_goes_before_a_breach(r: Recorder) -> None:
 
     async with r.world.scope(2):
         await block(r, body)
+
+
+# ================================================================ budgets and drains
+
+REFUSED = "budget exceeded: 0.2 usd requested, 0.9 of 1.0 used"
+
+
+@row(
+    f"BudgetExceeded: {REFUSED}",
+    stop=REFUSED,
+    time=2.0,
+    then={"usd": 0.8},
+    a="succeeded",
+    b=f"breached ({REFUSED})",
+    c=f"breached ({REFUSED})",
+    d=f"skipped ({REFUSED})",
+    ordered=False,
+)
+async def a_budget_refuses(r: Recorder) -> dict[str, float]:
+    budget = Budget(usd=1.0)
+
+    async def work(seconds: float, reserved: float, cost: float) -> None:
+        with budget.reserve(usd=reserved) as reservation:
+            await r.world.sleep(seconds)
+            reservation.settle(usd=cost)
+
+    async def b() -> None:
+        await r.world.sleep(2)
+        await work(1, 0.2, 0.2)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", work, 1, 0.9, 0.8)
+        n.start_soon("b", b)
+        await r.world.sleep(1.5)
+        n.start_soon("c", work, 9, 0.1, 0.1)
+        n.start_soon("d", work, 9, 0.1, 0.1)
+
+    await block(r, body, 2, budget=budget)
+    return budget.used()
+
+
+@row("", then="caught", a="failed !BudgetExceeded: budget exceeded: 2 usd requested, 0 of 1 used")
+async def a_budget_of_no_step_fails_the_branch_that_asks(r: Recorder) -> str:
+    budget = Budget(usd=1)
+
+    async def a() -> None:
+        budget.spend(usd=2)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+
+    result = await block(r, body, policy=COLLECT)
+    assert isinstance(result["a"].exception, BudgetExceeded)
+    return "caught"
+
+
+@row(
+    "Breached: enough <- BranchErrors[TooSlowError: 'c' timed out after 2.5 s]",
+    stop="enough",
+    time=3.0,
+    then=2.0,
+    a="succeeded =1",
+    b="cancelled (mine)",
+    c="timed_out !TooSlowError: 'c' timed out after 2.5 s",
+    d="skipped (enough)",
+)
+async def a_breach_that_drains(r: Recorder) -> float:
+    went_on = []
+
+    async def body(n: BranchNursery) -> None:
+        start = r.world.now()
+        n.start_soon("a", r.world.give, 3, 1)
+        n.start_soon("b", r.world.forever)
+        n.start_soon("c", r.world.forever, timeout=2.5)
+        n.start_soon("d", r.world.forever)
+        await r.world.sleep(1)
+        n.breach("enough")
+        await r.world.sleep(1)
+        n.cancel("b", "mine")
+        went_on.append(r.world.now() - start)
+
+    await block(r, body, 3, on_breach="drain", policy=FIRST_SUCCESS)
+    return went_on[0]
+
+
+@row("Breached: enough", stop="enough", time=2.0, a="timed_out")
+async def a_deadline_cuts_a_drain_short(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", r.world.forever)
+        await r.world.sleep(1)
+        n.breach("enough")
+        await r.world.forever()
+
+    await block(r, body, on_breach="drain", move_on_after=2)
+
+
+@row("Cancelled", stop="enough", time=2.0, a="cancelled (cancelled from outside)")
+async def a_cancellation_from_outside_cuts_a_drain_short(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", r.world.forever)
+        await r.world.sleep(1)
+        n.breach("enough")
+
+    async with r.world.scope(2):
+        await block(r, body, on_breach="drain")
 
 
 # ================================================================ admission

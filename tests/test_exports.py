@@ -25,6 +25,7 @@ CONTRACT = {
         BranchNursery NurseryStatistics open_branch_nursery run_branches in_thread
     """,
     4: "run_branches_sync",
+    5: "BudgetExceeded Budget Reservation",
 }
 
 # What the contract speaks of without giving it a line of its own.
@@ -34,7 +35,7 @@ ADDED = {
 }
 
 ABSENT = (  # until their issue
-    "BudgetExceeded Budget Reservation Backpressure CommandFailed Rate Retry map_branches hedged "
+    "Backpressure CommandFailed Rate Retry map_branches hedged "
     "in_process MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
     "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
@@ -42,7 +43,7 @@ ABSENT = (  # until their issue
 
 HOOKS = (
     "step_opened branch_queued branch_started branch_progressed branch_ended cancel_requested "
-    "limit_changed breached step_closed"
+    "limit_changed usage_changed breached step_closed"
 )
 
 MEMBERS = {
@@ -56,6 +57,8 @@ MEMBERS = {
     """,
     "BranchLimiter": "total_tokens borrowed_tokens available_tokens statistics pause resume",
     "Breach": "reason trip",
+    "Budget": "spend reserve used settled",
+    "Reservation": "settle",
     "Branch": "key status priority cancel wait report",
     "BranchNursery": """
         start_soon cancel cancel_where breach pause resume completed statistics limiter result
@@ -202,8 +205,8 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "Branch BranchLimiter BranchNursery BranchStatus Breach CancelRule Decision LimiterStatistics "
-    "NurseryStatistics ParallelResult StepResult Tally".split(),
+    "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
+    "LimiterStatistics NurseryStatistics ParallelResult StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

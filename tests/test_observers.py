@@ -22,6 +22,7 @@ from trio_parallel_steps import (
     BranchStatus,
     Breach,
     Breached,
+    Budget,
     CancelRule,
     ParallelResult,
     StepResult,
@@ -65,6 +66,9 @@ class Diary(Observer):
     def limit_changed(self, limiter: BranchLimiter, old: float, new: float, reason: str) -> None:
         assert limiter.total_tokens == new
         self.events.append(("limit", old, new, reason))
+
+    def usage_changed(self, budget: Budget) -> None:
+        self.events.append(("usage", budget.used()))
 
     def breached(self, step: BranchNursery, reason: str) -> None:
         self.events.append(("breached", step.name, reason))
@@ -388,9 +392,9 @@ class Broken(Observer):
 
 async def every_event(*observers: Observer) -> BranchNursery:
     """A program in which each hook is called at least twice, but those of the step."""
-    limiter = BranchLimiter(1)
+    limiter, budget = BranchLimiter(1), Budget()
     with pytest.raises(Breached, match="enough"):
-        async with open_branch_nursery(limiter, observers=observers) as nursery:
+        async with open_branch_nursery(limiter, budget=budget, observers=observers) as nursery:
 
             async def work() -> str:
                 current_branch().report(1)
@@ -405,6 +409,8 @@ async def every_event(*observers: Observer) -> BranchNursery:
             await trio.sleep(1.5)
             limiter.total_tokens = 2
             limiter.total_tokens = 3
+            budget.spend(usd=1)
+            budget.spend(usd=1)
             nursery.cancel("c")
             nursery.cancel("d")
             await trio.sleep(3)

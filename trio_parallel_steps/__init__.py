@@ -8,6 +8,7 @@ from ._errors import (
     BranchErrors as BranchErrors,
     BranchNotDone as BranchNotDone,
     Breached as Breached,
+    BudgetExceeded as BudgetExceeded,
     StepTimeout as StepTimeout,
 )
 from ._limiter import (
@@ -44,4 +45,5 @@ from ._run_branches import (
     run_branches as run_branches,
     run_branches_sync as run_branches_sync,
 )
+from ._spending import Budget as Budget, Reservation as Reservation
 from ._threads import check_cancelled as check_cancelled, in_thread as in_thread

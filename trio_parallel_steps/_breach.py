@@ -55,7 +55,8 @@ class Breach:
             step.run.check_thread()
         if self._reason is None:
             self._reason = reason
-            for step in tuple(self._steps):
+            # The inner one first: to it, a stop of the one around it is from outside.
+            for step in reversed(tuple(self._steps)):
                 step.stop(Cause.BREACH, reason)
 
     def __repr__(self) -> str:

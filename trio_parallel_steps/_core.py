@@ -15,10 +15,12 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ._errors import TooSlowError
+from ._admission import Token
+from ._errors import BudgetExceeded, TooSlowError
 from ._outcomes import said
 from ._policies import Decision, EnginePolicy, Tally
 from ._records import (
+    BREACHED,
     FAILED,
     QUEUED,
     RUNNING,
@@ -36,8 +38,12 @@ if TYPE_CHECKING:
     from ._announce import Announcer
     from ._outcomes import BranchStatus
     from ._rules import Rules
+    from ._spending import Budget
     from .abc import Observer
     from .hosts._abc import Run
+
+# What leaves the running branches, or at least the body, alone.
+GOES_ON: Final = frozenset({None, Cause.SATISFIED, Cause.DRAIN})
 
 CANCELLED_FROM_OUTSIDE: Final = "cancelled from outside"
 
@@ -76,13 +82,16 @@ class StepCore:
     __slots__ = (
         "announcer",
         "body_open",
+        "budget",
         "cause",
         "closed",
         "crashes",
         "cut",
         "depth",
+        "drains",
         "endings",
         "errors",
+        "exceeded",
         "failed",
         "handle",
         "held",
@@ -107,6 +116,7 @@ class StepCore:
         "timeout",
         "_asked_on_success",
         "_before_stop",
+        "_drained_for",
         "_failed_late",
         "_is_over",
         "_policy_raised",
@@ -122,6 +132,8 @@ class StepCore:
         run: Run,
         parent: Record | None,
         timeout: float,
+        budget: Budget | None = None,
+        drains: bool = False,
     ) -> None:
         self.name: str = name
         self.pool: Pool = pool
@@ -133,6 +145,10 @@ class StepCore:
         self.parent: Record | None = parent  # the branch that the step is in
         self.depth: int = 0 if parent is None or parent._step is None else parent._step.depth + 1
         self.timeout: float = timeout
+        self.budget: Budget | None = budget
+        self.drains: bool = drains  # a breach lets what runs end by itself
+        self._drained_for: str | None = None  # the reason of such a breach
+        self.exceeded: BudgetExceeded | None = None  # a copy of the refusal that breached it
         self.host: Placement
         self.handle: Any  # what observers and users hold
         self.records: dict[Hashable, Record] = {}  # in the order of submission
@@ -174,11 +190,14 @@ class StepCore:
         else:
             record._cause = self.cause  # told to stop already: an observer can't be first
             record._reason = self.reason
+            record._token = Token(record)  # as if granted: the pool does not know it
         if self.observers:
             self.tell("branch_queued", record)
         if admissible:
             self.pool.kick(self)
-        else:
+            return
+        record._token = None
+        if record.status is QUEUED:  # an observer may have been quicker
             assert record._reason is not None
             self.cut += 1
             self.skip(record, record._reason, record.submitted_at)
@@ -208,6 +227,9 @@ class StepCore:
         self._notice()
         if self.is_stopping():
             self.cut += 1
+        if self.is_refused(error):
+            record._reason = self._breached_for()
+            return self._ran(record, BREACHED, now, BREACHED in self.policy.asked_on)
         record._value = error
         self.failed += 1
         return self._ran(record, FAILED, now, FAILED in self.policy.asked_on)
@@ -224,6 +246,17 @@ class StepCore:
             self.failed += 1
             record._value = TooSlowError(f"{record.key!r} {record._reason}")
         return self._ran(record, status, now, status in self.policy.asked_on)
+
+    def is_refused(self, error: Exception) -> bool:
+        """Does it say no more than that a budget refused, and so breached this step?"""
+        if self.budget is None or self._breached_for() is None:
+            return False
+        if isinstance(error, ExceptionGroup):
+            return all(map(self.is_refused, error.exceptions))
+        return isinstance(error, BudgetExceeded) and self.budget._book in error._asked
+
+    def _breached_for(self) -> str | None:
+        return self.reason if self.cause is Cause.BREACH else self._drained_for
 
     def not_begun(self, record: Record) -> Record | None:
         """Its place has come up, and it was skipped meanwhile."""
@@ -310,7 +343,9 @@ class StepCore:
 
     def _ask_late(self, record: Record) -> None:
         """Would it have failed the step, had nothing else stopped it?"""
-        if self.is_stopping() and self._ask(record, self.tally()) is Decision.FAILED:
+        if self.cause is Cause.SATISFIED:
+            return
+        if self._ask(record, self.tally()) is Decision.FAILED:
             self._failed_late = True
 
     def policy_raises(self) -> bool:
@@ -344,6 +379,8 @@ class StepCore:
         """All has ended, the host has gone.  A deadline that passed while all ended by itself has
         stopped nothing: what the policy was not asked meanwhile, it is asked now."""
         self._is_over = True
+        if self._drained_for is not None:
+            self.cause, self.reason = Cause.BREACH, self._drained_for
         if self.cause is not Cause.DEADLINE or self.cut:
             return
         self.cause, self.reason = self._before_stop
@@ -362,7 +399,8 @@ class StepCore:
     # ------------------------------------------------------------ stops
 
     def is_stopping(self) -> bool:
-        return self.cause is not None and self.cause is not Cause.SATISFIED
+        """Is what runs being stopped, and the body?"""
+        return self.cause not in GOES_ON
 
     def leave_pool(self) -> None:
         """Nothing will be admitted any more.  A stopped step still takes submissions of branches
@@ -425,6 +463,11 @@ class StepCore:
             return True
         if self.is_stopping() or self._overtaken(None):
             return False
+        if cause is Cause.BREACH and self.drains:
+            if self._drained_for is not None:
+                return False
+            self._drained_for = reason
+            cause = Cause.DRAIN
         self._stop(cause, reason)
         return True
 
@@ -452,9 +495,9 @@ class StepCore:
             for record in running:
                 if record._cause is None:
                     self._tell_to_stop(record, cause, reason)
-        else:
+        elif cause is not Cause.DRAIN:
             self.host.stop_all(reason)
-        if cause is Cause.BREACH and self.observers:
+        if cause in (Cause.BREACH, Cause.DRAIN) and self.observers:
             self.tell("breached", self.handle, reason)
         for record in queued:
             if record.status is QUEUED:

@@ -6,7 +6,7 @@
 | a failed policy             | BranchErrors                                               |
 | the body raised             | BranchErrors with the body's error in it                   |
 | the deadline                | StepTimeout, or is left with ``move_on_after``             |
-| a breach                    | Breached                                                   |
+| a breach                    | Breached, or BudgetExceeded if a budget refused            |
 | a cancellation from outside | Cancelled goes through, errors of cleanup beside it        |
 | KeyboardInterrupt and such  | goes through in a group, errors beside it                  |
 
@@ -39,7 +39,9 @@ def conclude(
     cause = step.cause
     if cause is Cause.BREACH:
         assert step.reason is not None
-        return _because(Breached(step.reason, result), step, result)
+        exceeded = step.exceeded
+        breached = Breached(step.reason, result) if exceeded is None else exceeded.again(result)
+        return _because(breached, step, result)
     if cause is Cause.DEADLINE and not move_on:
         message = f"{step.name!r}: {step.reason}"
         return _because(StepTimeout(message, result), step, result)

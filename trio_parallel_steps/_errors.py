@@ -67,6 +67,49 @@ class Breached(Exception):
         self.result = result
 
 
+class BudgetExceeded(Breached):
+    """A request would have passed a limit of a `Budget`.  Raised at the refused call; the block of
+    each step that it breached raises one equal in its fields, with the ``.result``.
+
+    ``str()`` and ``reason`` are one sentence.
+    """
+
+    __slots__ = ("_asked",)
+
+    resource: str
+    """the unit"""
+    limit: float
+    used: float
+    """settled + still reserved, without the refused request"""
+    requested: float
+
+    def __init__(
+        self,
+        resource: str,
+        limit: float,
+        used: float,
+        requested: float,
+        result: ParallelResult[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            f"budget exceeded: {requested} {resource} requested, {used} of {limit} used", result
+        )
+        self.resource = resource
+        self.limit = limit
+        self.used = used
+        self.requested = requested
+        # The books that were asked, up to the one that refused; not known of a copy.
+        self._asked: tuple[object, ...] = ()
+
+    def again(self, result: ParallelResult[Any, Any] | None) -> BudgetExceeded:
+        """One equal in its fields, to be raised elsewhere."""
+        return BudgetExceeded(self.resource, self.limit, self.used, self.requested, result)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.resource, self.limit, self.used, self.requested, self.result)
+        return type(self), fields, self.__dict__
+
+
 class StepTimeout(trio.TooSlowError):
     """The step's ``fail_after`` cut something short.  Branch errors met while unwinding are its
     ``__cause__``."""

@@ -23,6 +23,7 @@ from ._outcomes import ParallelResult, said
 from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
 from ._records import Cause
 from ._rules import CancelRule, Rules, check_rules
+from ._spending import Budget, check_budget
 from ._util import NoPublicConstructor, check_seconds, check_str, check_tokens, expected
 from .abc import Observer
 from .hosts import check_host, current_run, protected
@@ -45,8 +46,10 @@ class _Options:
     policy: EnginePolicy
     timeout: float
     move_on: bool
+    budget: Budget | None
     breach: Breach | None
     cancel_rules: tuple[CancelRule, ...]
+    drains: bool
     observers: tuple[Observer, ...]
     host: str | None
     redeliver: float
@@ -59,8 +62,10 @@ class NurseryOptions(TypedDict, total=False):
     policy: Policy
     fail_after: float
     move_on_after: float
+    budget: Budget | None
     breach: Breach | None
     cancel_rules: Iterable[CancelRule]
+    on_breach: str
     observers: Iterable[Observer]
     host: str | None
     redeliver: float
@@ -91,6 +96,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             self._check_nesting(enclosing)
         if options.breach is not None and options.breach.reason is not None:
             raise Breached(options.breach.reason)
+        if options.budget is not None:
+            options.budget._check_thread()
         limiter = options.limit
         if not isinstance(limiter, BranchLimiter):
             limiter = BranchLimiter(run.default_limit() if limiter is None else limiter)
@@ -106,6 +113,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             run,
             enclosing,
             options.timeout,
+            options.budget,
+            options.drains,
         )
         nursery = self._nursery = core.handle = BranchNursery._create(core, limiter)
         self._host = core.host = run.host(options.name, options.redeliver)
@@ -115,6 +124,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         pool.steps[core] = None
         if options.breach is not None:
             options.breach._steps[core] = None
+        if options.budget is not None:
+            options.budget._attach(core)
         if core.observers:
             core.tell("step_opened", nursery)
         return nursery
@@ -142,6 +153,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         options = self._options
         if options.breach is not None:
             del options.breach._steps[core]
+        if options.budget is not None:
+            options.budget._detach(core)
         core.settle()
         result = nursery._result = ParallelResult(
             core.records,
@@ -184,6 +197,8 @@ def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | No
     if error is None:
         return cancelled
     if isinstance(error, Exception):
+        if core.is_refused(error):
+            return cancelled  # the block raises its own
         core.errors.append(error)
         core.stop(Cause.BODY, f"the body raised {said(error)}")
         return cancelled
@@ -198,8 +213,10 @@ def open_branch_nursery(
     policy: Policy = FAIL_FAST,
     fail_after: float = math.inf,
     move_on_after: float = math.inf,
+    budget: Budget | None = None,
     breach: Breach | None = None,
     cancel_rules: Iterable[CancelRule] = (),
+    on_breach: str = "cancel",
     observers: Iterable[Observer] = (),
     host: str | None = None,
     redeliver: float = math.inf,
@@ -212,14 +229,20 @@ def open_branch_nursery(
     `fail_after` and `move_on_after` are seconds from entering the block; then all is cancelled, and
     the block raises `StepTimeout`, or goes on with what there is.  Only one of the two.
 
+    A refusal of `budget` breaches the step, as tripping `breach` does.  `on_breach` is 'cancel' or
+    'drain': then a breach admits nothing more, but lets running branches and the body end by
+    themselves before the block raises.  Meanwhile `Branch.cancel`, an error of the body, a deadline
+    or a cancellation from outside stop what runs as ever; the policy and the rules rest.
+
     `host` is 'trio' or 'asyncio'; None asks sniffio once.  `redeliver`, on asyncio only, tells a
     branch that swallowed its cancellation again after that many seconds, and names it in a warning.
 
     Entering is not a checkpoint; leaving is a schedule point, and waits for all branches.
 
     Raises, as the block is left: `BranchErrors` if the policy failed or the body raised,
-    `Breached`, `StepTimeout`; each with the ``.result``.  A cancellation from outside goes through,
-    and only the outermost stopped step raises its own.
+    `Breached` (its subclass `BudgetExceeded` if a budget refused), `StepTimeout`; each with the
+    ``.result``.  A cancellation from outside goes through, and only the outermost stopped step
+    raises its own.
 
     >>> import trio
     >>> async def square(x):
@@ -243,6 +266,8 @@ def open_branch_nursery(
     check_seconds("redeliver", redeliver)
     if not isinstance(breach, Breach | None):
         raise TypeError(expected("breach", "a Breach or None", breach))
+    if check_str("on_breach", on_breach) not in ("cancel", "drain"):
+        raise ValueError(expected("on_breach", "'cancel' or 'drain'", on_breach))
     return BranchNurseryManager._create(
         _Options(
             limit,
@@ -250,8 +275,10 @@ def open_branch_nursery(
             engine_policy(policy),
             min(fail_after, move_on_after),
             move_on_after != math.inf,
+            check_budget(budget),
             breach,
             check_rules(cancel_rules),
+            on_breach == "drain",
             _check_observers(observers),
             host,
             redeliver,

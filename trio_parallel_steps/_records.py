@@ -41,6 +41,7 @@ class Cause(enum.Enum):
     BODY = "body"
     DEADLINE = "deadline"
     BREACH = "breach"
+    DRAIN = "drain"  # a breach that lets what runs end by itself
     OUTSIDE = "outside"
     CRASH = "crash"
 
@@ -56,6 +57,7 @@ STOPPED_AS: Final = {
     Cause.BODY: CANCELLED,
     Cause.DEADLINE: TIMED_OUT,
     Cause.BREACH: BREACHED,
+    Cause.DRAIN: BREACHED,
     Cause.OUTSIDE: CANCELLED,
     Cause.CRASH: CANCELLED,
 }

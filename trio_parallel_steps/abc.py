@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._limiter import BranchLimiter
     from ._nursery import BranchNursery
     from ._outcomes import ParallelResult, StepResult
+    from ._spending import Budget
 
 
 class Observer:
@@ -17,8 +18,8 @@ class Observer:
     Called synchronously in the event loop's thread, so be quick; after the state has changed, in
     the order of events.  May call any synchronous method of the package; what that causes is
     delivered after the current event.  One that raises is reported once, as a RuntimeWarning, and
-    dropped; it never disturbs a branch.  Changes of a limiter are told to the observers of every
-    open step that uses it.
+    dropped; it never disturbs a branch.  Changes of a limiter or budget are told to the observers
+    of every open step that uses it.
 
     >>> import trio
     >>> from trio_parallel_steps import run_branches
@@ -52,6 +53,11 @@ class Observer:
 
     def limit_changed(self, limiter: BranchLimiter, old: float, new: float, reason: str) -> None:
         """The number of a limiter's tokens changed."""
+
+    def usage_changed(self, budget: Budget) -> None:
+        """A call of `Budget.spend`, `Budget.reserve` or `Reservation.settle` was granted; told once
+        a call.  For a step that was given a parent of that budget, or another child of the parent,
+        it is the parent's usage that has changed."""
 
     def breached(self, step: BranchNursery, reason: str) -> None:
         """The step was breached."""
