@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
@@ -30,7 +31,6 @@ from .hosts import check_host, current_run, protected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Any
 
