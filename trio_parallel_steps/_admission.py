@@ -185,8 +185,8 @@ class Pool:
     def kick(self, step: StepCore) -> None:
         """Something may fit: look at the next checkpoint."""
         if not self._kicked and self.waiting and self.used < self.cap and self.paused is None:
-            self._kicked = True
             step.host.soon(self.dispatch)
+            self._kicked = True
 
     def changed(self) -> None:
         """As `kick`, for an event of the pool itself."""

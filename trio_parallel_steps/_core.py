@@ -461,7 +461,7 @@ class StepCore:
         if self._is_over:
             self.cause, self.reason = cause, reason
             return True
-        if self.is_stopping() or self._overtaken(None):
+        if self.closed or self.is_stopping() or self._overtaken(None):
             return False
         if cause is Cause.BREACH and self.drains:
             if self._drained_for is not None:
@@ -529,7 +529,7 @@ class StepCore:
 
     def resume(self) -> None:
         self.paused = None
-        if self.closed:
+        if not self.held:  # then there is nothing to look for, and the host may be gone
             return
         held, self.held = self.held, []
         self.pool.put_back(held)
