@@ -1,6 +1,13 @@
 """Settings for all tests."""
 
+import signal
+
 from hypothesis import settings
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and so would the children of
+# the tests be.  Caught here, it is as it was for those that are executed.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A schedule that takes long is no bug, and the machine may be busy; what CI draws it must draw
 # again, which is hypothesis' own choice there.
