@@ -1082,3 +1082,26 @@ async def test_a_body_that_leaves_a_scope_of_its_own_open_is_told_by_trio(
             await anext(generator)
     assert "Cancel scope stack corrupted" in str(caught.value.exceptions[0])
     assert nursery.result["a"].status is SUCCEEDED
+
+
+async def test_a_branch_that_leaves_a_nursery_of_its_own_open_is_told_by_trio(
+    autojump_clock: MockClock,
+) -> None:
+    """Its task can't be saved, but every branch is accounted for."""
+
+    async def numbers() -> AsyncIterator[int]:
+        async with trio.open_nursery():
+            yield 1
+
+    async def leaves_it_open() -> None:
+        kept.append(numbers())
+        await anext(kept[0])
+
+    kept: list[AsyncIterator[int]] = []
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with open_branch_nursery(1) as nursery:
+            nursery.start_soon("a", leaves_it_open)
+            nursery.start_soon("b", give, 1)
+    assert "stack corrupted" in repr(caught.value)
+    assert nursery.result["a"].status is FAILED
+    assert list(nursery.result) == ["a", "b"]

@@ -19,8 +19,11 @@ from drivers import run_asyncio, run_trio
 from trio_parallel_steps import (
     COLLECT,
     BranchLimiter,
+    BranchStatus,
     Breach,
+    check_cancelled,
     current_branch,
+    in_thread,
     open_branch_nursery,
     run_branches,
     run_branches_sync,
@@ -333,3 +336,42 @@ def test_an_asyncio_app_never_runs_trio_and_a_trio_app_never_loads_asyncio() -> 
         check=True,
         env={"PYTHONPATH": str(root)},
     )
+
+
+def test_a_branch_may_catch_what_trio_says_to_a_foreign_await() -> None:
+    async def catches() -> str:
+        try:
+            await asyncio.sleep(0)
+        except TypeError:
+            return "caught"
+        raise AssertionError("unreachable")
+
+    assert run_branches_sync({"a": catches}, host="trio").outputs == {"a": "caught"}
+
+
+def test_check_cancelled_says_nothing_while_nothing_was_told() -> None:
+    def works() -> str:
+        check_cancelled()
+        return "done"
+
+    for host in ("trio", "asyncio"):
+        result = run_branches_sync({"a": in_thread(works)}, host=host)
+        assert result.outputs == {"a": "done"}
+
+
+def test_on_asyncio_a_group_of_nothing_but_cancellations_is_one() -> None:
+    async def groups() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as exc:
+            raise BaseExceptionGroup("group", [exc]) from None
+
+    async def main() -> BranchStatus:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", groups)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            nursery.cancel("a")
+        return nursery.result["a"].status
+
+    assert asyncio.run(main()) is BranchStatus.CANCELLED

@@ -243,8 +243,7 @@ class AsyncioHost:
 
     def _start(self, record: Record) -> Record | None:
         context = record._context
-        if context is None:  # skipped since it was granted
-            return self._core.not_begun(record)
+        assert context is not None
         branch = self._branch(record)
         try:
             name = f"{self._name}/{record.key}"
@@ -257,7 +256,8 @@ class AsyncioHost:
             branch.close()
             self._core.begin(record, self.now())
             return self._core.raised(record, exc, self.now())
-        except BaseException:  # an eager first step lets a KeyboardInterrupt through
+        except BaseException:  # pragma: no cover  (3.12+)
+            # An eager first step lets a KeyboardInterrupt through.
             if record._place is not None:
                 self._tasks += 1
                 record._place.add_done_callback(partial(self._done, record))
