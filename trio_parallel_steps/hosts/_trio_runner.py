@@ -66,53 +66,58 @@ class Runner:
         task = self._task = current_task()
         # trio starts tasks in any order; branches start in the order of their admission.
         record: Record | None = self._host.granted.popleft()
-        while record is not None:
-            try:
-                with trio.CancelScope() as scope:
-                    status = task._cancel_status
-                    instant = run.now()
-                    while record is not None:  # until the scope has been touched
-                        if record.status is not QUEUED:
-                            record = core.not_begun(record)
-                            continue
-                        if status.effectively_cancelled:
-                            core.interrupted()
-                            core.not_begun(record)
-                            await checkpoint()  # raises Cancelled
-                        self._running = record
-                        record._place = scope
-                        if record._timeout != math.inf:
-                            scope.deadline = instant + record._timeout
-                        core.begin(record, instant)
-                        task.name = f"{prefix}{record.key}"
-                        context = record._context
-                        value = await drive(record, task)
-                        if task._cancel_status is not status:
-                            break  # leaving the scope will raise
-                        self._has_blocked = task.context is context
-                        record._place = self._running = None
-                        touched = record._cause is not None or record._timeout != math.inf
+        context = None
+        try:
+            while record is not None:
+                try:
+                    with trio.CancelScope() as scope:
+                        status = task._cancel_status
                         instant = run.now()
-                        record = core.returned(record, value, instant)
-                        if touched:
-                            break
-                        if not self._has_blocked and record and perf_counter() > run.slice_end:
-                            await run.next_slice()
+                        while record is not None:  # until the scope has been touched
+                            if record.status is not QUEUED:
+                                record = core.not_begun(record)
+                                continue
+                            if status.effectively_cancelled:
+                                core.interrupted()
+                                core.not_begun(record)
+                                await checkpoint()  # raises Cancelled
+                            self._running = record
+                            record._place = scope
+                            if record._timeout != math.inf:
+                                scope.deadline = instant + record._timeout
+                            core.begin(record, instant)
+                            task.name = f"{prefix}{record.key}"
+                            context = record._context
+                            value = await drive(record, task)
+                            if task._cancel_status is not status:
+                                break  # leaving the scope will raise
+                            self._has_blocked = task.context is context
+                            record._place = self._running = None
+                            touched = record._cause is not None or record._timeout != math.inf
                             instant = run.now()
-            except Exception as exc:
-                record = self._raised(exc)
-            except BaseException as exc:
-                if self._running is None or self._escaped(exc):
-                    raise
-                return
-            else:
-                if self._running is not None:  # the scope has taken its Cancelled
-                    record = self._stopped()
-            if record is not None:
-                if self._is_misnested:  # this task is retired
-                    self._host.run(record)
+                            record = core.returned(record, value, instant)
+                            if touched:
+                                break
+                            if not self._has_blocked and record and perf_counter() > run.slice_end:
+                                await run.next_slice()
+                                instant = run.now()
+                except Exception as exc:
+                    record = self._raised(exc)
+                except BaseException as exc:
+                    if self._running is None or self._escaped(exc):
+                        raise
                     return
-                await self._give_way()
+                else:
+                    if self._running is not None:  # the scope has taken its Cancelled
+                        record = self._stopped()
+                if record is not None:
+                    if self._is_misnested:  # this task is retired
+                        self._host.run(record)
+                        return
+                    await self._give_way()
+        finally:
+            # The frame of an error that the user keeps may keep this one: no cycles.
+            del self, core, task, record, context
 
     async def _give_way(self) -> None:
         if not self._has_blocked and perf_counter() > self._run.slice_end:
@@ -193,6 +198,9 @@ def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
         message = context.run(coroutine.send, None)
     except StopIteration as stop:
         return stop.value
+    except BaseException:
+        del coroutine, context, task  # as in `run`
+        raise
     task.context = context
     while True:
         try:
@@ -200,12 +208,13 @@ def drive(record: Record, task: trio.lowlevel.Task) -> Generator[Any, Any, Any]:
         except StopIteration as stop:
             return stop.value
         except BaseException as exc:
-            if coroutine.cr_frame is None:
-                raise  # the branch's own: it has ended
+            if coroutine.cr_frame is None:  # the branch's own: it has ended
+                del coroutine, context, task
+                raise
             try:
                 message = coroutine.throw(exc)  # how trio answers a foreign await
             except StopIteration as stop:
-                return stop.value
+                return stop.value  # pragma: no cover  (tracers don't see a resumption by throw)
 
 
 def _misnesting(record: Record, exc: Exception) -> RuntimeError:
