@@ -10,7 +10,7 @@
 import enum
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, final
 
 import attrs
 
@@ -44,7 +44,8 @@ class BranchStatus(enum.Enum):
     SKIPPED = "skipped"
     """stopped before its function was first called; ``reason`` says why"""
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own is a call in Python
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # members are singletons; Enum's own is a call in Python
 
 
 SAID = {

@@ -45,7 +45,8 @@ class Cause(enum.Enum):
     OUTSIDE = "outside"
     CRASH = "crash"
 
-    __hash__ = object.__hash__  # as BranchStatus
+    if not TYPE_CHECKING:
+        __hash__ = object.__hash__  # as BranchStatus
 
 
 # The endings table: a running branch out of which only Cancelled came.  (A queued one is SKIPPED.)
