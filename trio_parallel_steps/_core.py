@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ._admission import Token
 from ._errors import BudgetExceeded, TooSlowError
@@ -40,40 +40,12 @@ if TYPE_CHECKING:
     from ._rules import Rules
     from ._spending import Budget
     from .abc import Observer
-    from .hosts._abc import Run
+    from .hosts._abc import Host, Run
 
 # What leaves the running branches, or at least the body, alone.
 GOES_ON: Final = frozenset({None, Cause.SATISFIED, Cause.DRAIN})
 
 CANCELLED_FROM_OUTSIDE: Final = "cancelled from outside"
-
-
-class Placement(Protocol):
-    """What the core asks of its host."""
-
-    def run(self, record: Record) -> None:
-        """Start it soon, in a place of its own."""
-
-    def stop(self, record: Record, reason: str) -> None:
-        """Cancel one that runs; it may not have begun."""
-
-    def stop_all(self, reason: str) -> None:
-        """Cancel all that runs, and the body."""
-
-    def soon(self, call: Callable[[], None]) -> None:
-        """Call it at the next checkpoint."""
-
-    def overtaken(self, record: Record | None) -> Cause | None:
-        """What stopped the record, or the step, that the core has not been told of yet: a deadline,
-        or a cancellation from outside."""
-
-    def is_cancelled(self) -> bool:
-        """Has the step's deadline passed, or has it been cancelled from outside (or by us)?"""
-
-    def now(self) -> float: ...
-
-    def wake(self) -> None:
-        """Nothing is outstanding: let the block go."""
 
 
 class StepCore:
@@ -149,7 +121,7 @@ class StepCore:
         self.drains: bool = drains  # a breach lets what runs end by itself
         self._drained_for: str | None = None  # the reason of such a breach
         self.exceeded: BudgetExceeded | None = None  # a copy of the refusal that breached it
-        self.host: Placement
+        self.host: Host
         self.handle: Any  # what observers and users hold
         self.records: dict[Hashable, Record] = {}  # in the order of submission
         self.endings: list[Record] = []  # in the order of ending, skipped ones included

@@ -86,14 +86,31 @@ class Host(Protocol):
         """Wait until every branch has ended and all tasks are gone.  Returns what is not the
         step's: a Cancelled from outside, what no one collects."""
 
-    def run(self, record: Record) -> None: ...
-    def stop(self, record: Record, reason: str) -> None: ...
-    def stop_all(self, reason: str) -> None: ...
-    def soon(self, call: Callable[[], None]) -> None: ...
-    def overtaken(self, record: Record | None) -> Cause | None: ...
-    def is_cancelled(self) -> bool: ...
+    # What the core asks.
+
+    def run(self, record: Record) -> None:
+        """Start it soon, in a place of its own."""
+
+    def stop(self, record: Record, reason: str) -> None:
+        """Cancel one that runs."""
+
+    def stop_all(self, reason: str) -> None:
+        """Cancel all that runs, and the body."""
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it at the next checkpoint."""
+
+    def overtaken(self, record: Record | None) -> Cause | None:
+        """What stopped the record, or the step, that the core has not been told of yet: a deadline,
+        or a cancellation from outside."""
+
+    def is_cancelled(self) -> bool:
+        """Has the step's deadline passed, or has it been cancelled from outside (or by us)?"""
+
     def now(self) -> float: ...
-    def wake(self) -> None: ...
+
+    def wake(self) -> None:
+        """Nothing is outstanding: let the block go."""
 
 
 # In a thread of `in_thread`: raises the host's own Cancelled once the caller has been told to stop.
