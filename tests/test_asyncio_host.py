@@ -713,6 +713,25 @@ def test_a_timeout_while_the_loop_was_held(run: Run) -> None:
 
 
 @EVERY_LOOP
+def test_nothing_starts_after_a_deadline_that_passed_in_this_turn(run: Run) -> None:
+    """The loop has not come to its timers yet: the branch that would start next sees it first."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+
+        async def holds_the_loop() -> None:
+            loop.now += 9
+
+        with pytest.raises(StepTimeout):
+            async with open_branch_nursery(2, fail_after=2.0) as nursery:
+                nursery.start_soon("holds", holds_the_loop)
+                nursery.start_soon("late", sleep_forever)
+        assert endings(nursery) == {"holds": "succeeded", "late": "skipped"}
+
+    run(main)
+
+
+@EVERY_LOOP
 def test_a_swallowed_cancellation_is_told_again(run: Run) -> None:
     async def main() -> list[float]:
         loop = asyncio.get_running_loop()
