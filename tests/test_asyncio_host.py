@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -710,6 +710,33 @@ def test_a_timeout_while_the_loop_was_held(run: Run) -> None:
         assert nursery.result["late"].exception is None
 
     run(main)
+
+
+def test_a_block_in_a_generator_that_its_task_abandoned_is_closed_by_the_loop() -> None:
+    """The loop closes such a generator, in a task of its own, once nobody holds it."""
+
+    async def main() -> list[str]:
+        log: list[str] = []
+
+        async def lines() -> AsyncIterator[int]:
+            async with open_branch_nursery(1) as nursery:
+                nursery.start_soon("a", cleans_up, log)
+                await asyncio.sleep(1)
+                yield 1
+
+        async def consume() -> None:
+            async for _ in lines():
+                raise OSError("gone")
+
+        task = asyncio.ensure_future(consume())
+        await asyncio.wait([task])
+        assert isinstance(task.exception(), OSError)
+        del task
+        gc.collect()
+        await asyncio.sleep(9)
+        return log
+
+    assert on_virtual(main) == ["clean"]
 
 
 @EVERY_LOOP

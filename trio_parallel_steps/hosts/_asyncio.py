@@ -177,12 +177,12 @@ class AsyncioHost:
     ) -> list[BaseException]:
         core = self._core
         own, self._own = self._own, 0
-        if (entered_by := self._task()) is not None:
-            for _ in range(own):
-                entered_by.uncancel()
         task = asyncio.current_task()
         assert task is not None
-        if task is not entered_by:  # such a generator is closed in a task of the loop's own
+        if task is self._task():
+            for _ in range(own):
+                task.uncancel()
+        else:  # such a generator is closed in a task of the loop's own
             self._task, self._baseline, own = ref(task), task.cancelling(), 0
         outside = exc and first_leaf(exc)
         if own and not self._is_requested():
