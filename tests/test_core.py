@@ -119,7 +119,7 @@ class Step:
             None,
             math.inf,
         )
-        self.core.host = self.host
+        self.core.host = run  # the core enters and leaves nothing: that is the block's
         self.core.handle = "the nursery"
         self.pool.steps[self.core] = None
         self.running: dict[Any, Branch[Any]] = {}
