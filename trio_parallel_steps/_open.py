@@ -23,9 +23,9 @@ from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
 from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
 from ._records import Cause
-from ._rules import CancelRule, Rules, check_rules
+from ._rules import CancelRule, Rules
 from ._spending import Budget, check_budget
-from ._util import NoPublicConstructor, check_seconds, check_str, check_tokens, expected
+from ._util import NoPublicConstructor, check_all, check_seconds, check_str, check_tokens, expected
 from .abc import Observer
 from .hosts import check_host, current_run, protected
 
@@ -277,22 +277,10 @@ def open_branch_nursery(
             move_on_after != math.inf,
             check_budget(budget),
             breach,
-            check_rules(cancel_rules),
+            check_all("cancel_rules", cancel_rules, CancelRule),
             on_breach == "drain",
-            _check_observers(observers),
+            check_all("observers", observers, Observer),
             host,
             redeliver,
         )
     )
-
-
-def _check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
-    what = "an iterable of Observer"
-    try:
-        listed = tuple(observers)
-    except TypeError:
-        raise TypeError(expected("observers", what, observers)) from None
-    for observer in listed:
-        if not isinstance(observer, Observer):
-            raise TypeError(expected("observers", what, observer))
-    return listed

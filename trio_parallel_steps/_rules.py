@@ -91,15 +91,3 @@ class Rules:
                 reason = f"{key!r} {what}: {rule.rule.when!r} cancels {rule.rule.cancel!r}"
                 for candidate in candidates:
                     yield candidate, reason
-
-
-def check_rules(rules: Iterable[CancelRule]) -> tuple[CancelRule, ...]:
-    what = "an iterable of CancelRule"
-    try:
-        listed = tuple(rules)
-    except TypeError:
-        raise TypeError(expected("cancel_rules", what, rules)) from None
-    for rule in listed:
-        if not isinstance(rule, CancelRule):
-            raise TypeError(expected("cancel_rules", what, rule))
-    return listed

@@ -5,7 +5,7 @@ A wrong type (bool included, where a number is wanted) is a TypeError, a wrong v
 
 import inspect
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from types import BuiltinFunctionType, CoroutineType, FunctionType
 from typing import Any, Final, TypeVar
 
@@ -62,6 +62,18 @@ def check_str(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(expected(name, "a str", value))
     return value
+
+
+def check_all(name: str, values: Iterable[T], kind: type[T]) -> tuple[T, ...]:
+    what = f"an iterable of {kind.__name__}"
+    try:
+        listed = tuple(values)
+    except TypeError:
+        raise TypeError(expected(name, what, values)) from None
+    for value in listed:
+        if not isinstance(value, kind):
+            raise TypeError(expected(name, what, value))
+    return listed
 
 
 def check_key(key: Hashable) -> None:
