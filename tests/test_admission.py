@@ -32,6 +32,9 @@ class CountingLedger:
     def give(self, token: Token) -> None:
         self.out.remove(token)
 
+    def available(self) -> int | float:
+        return self.total - len(self.out)
+
     def set_total(self, total_tokens: int | float) -> None:
         self.total = total_tokens
 
@@ -41,7 +44,8 @@ class Waiter:
         self.name = name
         self.status = QUEUED
         self._priority = priority
-        self._arrival = 0
+        self._weight = 1
+        self._entry: Entry | None = None
         self._token: Token | None = None
         self._step: Any = step
 
@@ -85,7 +89,7 @@ class Step:
 
     def drop(self, waiter: Waiter) -> None:
         waiter.status = SKIPPED
-        self.pool.forget()
+        self.pool.forget(waiter)
 
     def end(self, waiter: Waiter) -> Any:
         token, waiter._token = waiter._token, None
@@ -189,7 +193,8 @@ def test_a_queue_is_a_heap(keys: list[tuple[int, int]], data: st.DataObject) -> 
     queue = Queue()
     model: list[Entry] = []
     for arrival, (priority, depth) in enumerate(keys):
-        entry = (priority, depth, arrival, Waiter(step, str(arrival), -priority))
+        waiter = Waiter(step, str(arrival), -priority)
+        entry = waiter._entry = (priority, depth, arrival, waiter)
         queue.push(entry)
         model.append(entry)
         model.sort(key=lambda entry: entry[:3])
@@ -385,7 +390,7 @@ def test_a_sweep_loses_nobody() -> None:
     pool._queue.sweep()
     assert len(pool._queue) == pool.waiting == 2_000
     left = [waiter for waiter in waiters if waiter.status is QUEUED]
-    expected = sorted(left, key=lambda waiter: (-waiter._priority, waiter._arrival))
+    expected = sorted(left, key=lambda waiter: (waiter._entry or ())[:3])
     pool.set_paused(None)
     pool.dispatch()
     assert run_dry(step) == [waiter.name for waiter in expected]

@@ -50,6 +50,9 @@ class Ledger:
     def give(self, token: Token) -> None:
         self.out.remove(token)
 
+    def available(self) -> int | float:
+        return math.inf
+
     def set_total(self, total_tokens: int | float) -> None:
         pass
 
@@ -135,6 +138,7 @@ class Step:
                 self.never,
                 (),
                 priority,
+                1,
                 math.inf,
                 contextvars.copy_context(),
                 self.host.time,

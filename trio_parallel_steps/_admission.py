@@ -1,39 +1,60 @@
-"""Admission: who may run next, in one pool shared by any number of steps.
+"""Admission: who may run next, in pools shared by any number of steps.
 
-1. Order: higher priority first, then deeper nesting, then first come; one queue for all steps.
-2. A grant is synchronous and belongs to a waiter: it takes a token, and the ledger must have it.
-3. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
+1. A pool has a cap, and what is used of it.  A sub-cap has a parent pool; a waiter's chain is its
+   pool, and outward to the root.
+2. A weight fits a pool if it stays within the cap, or if nothing is used (so one above the cap runs
+   alone).  A grant takes the weight in the whole chain at once, or nothing; the root's ledger must
+   have it.
+3. Order: branches that resume, first come first served; then higher priority, deeper nesting, first
+   come; one queue for all steps of a pool.
+4. The first ungated waiter that fits below a pool and does not fit the pool is its head: nothing
+   behind it is granted there.
+5. A sub-cap offers its parent the best that it would admit itself.  What makes an offer better is
+   told at once; what makes it worse is found when it is looked at.
+6. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
    checkpoint (`kick` asks the host for it), the best first; the end of a branch passes its token on
    at once.
-4. A place keeps its token from record to record while the best waiter is its own step's and the
+7. A place keeps its token from record to record while the best waiter is its own step's and the
    limit allows it.
-5. A paused pool grants nothing; a paused step's waiters are set aside, never in the way of others.
-6. Entries of the queue are dropped lazily: one whose waiter has gone, or has another priority now,
-   is passed over when it comes up, and swept out before such entries outnumber the rest.
+8. The last nested branch hands its token to the branch around it (`heir`), before anyone.
+9. A pause holds queued records, never who resumes.  A paused step's waiters are set aside, and are
+   never in the way of others.
+10. Entries of a queue are dropped lazily: one that is no longer its waiter's is passed over when it
+    comes up, and swept out before such entries outnumber the rest.
 
-`Waiter` is anything that may be granted a token: a record, or a task that enters the limiter.
+`Waiter` is anything that may be granted a token: a record, or a task that enters a limiter.  While
+all weights are 1 and no sub-caps are there, a pool is plain: who is first fits if anyone does.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from ._records import QUEUED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._core import StepCore
     from ._outcomes import BranchStatus
+
+RESUMES: Final = -inf  # in place of the negated priority
 
 
 class Token:
     """What is borrowed from the ledger: the right to run one record after another."""
 
-    __slots__ = ("holder",)
+    __slots__ = ("borrowers", "holder", "weight")
 
-    def __init__(self, holder: Waiter) -> None:
+    def __init__(self, holder: Waiter, weight: int = 1) -> None:
         self.holder: Waiter = holder
+        self.weight: int = weight
+        # On whose behalf the ledger has lent; None: on the token's own.
+        self.borrowers: tuple[object, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<token of {self.holder!r}>"
@@ -42,7 +63,8 @@ class Token:
 class Waiter(Protocol):
     status: BranchStatus
     _priority: int
-    _arrival: int
+    _weight: int
+    _entry: Entry | None
     _token: Token | None
 
     @property
@@ -62,12 +84,13 @@ class Admitted(Protocol):
 class Ledger(Protocol):
     """Whether there is a token: the host's own primitive."""
 
-    def take(self, token: Token) -> None: ...
-    def give(self, token: Token) -> None: ...
+    def take(self, borrower: object) -> None: ...
+    def give(self, borrower: object) -> None: ...
+    def available(self) -> int | float: ...
     def set_total(self, total_tokens: int | float) -> None: ...
 
 
-Entry: TypeAlias = tuple[int, int, int, Any]  # -priority, -depth, arrival, waiter
+Entry: TypeAlias = tuple[float, int, int, Any]  # -priority, -depth, arrival, waiter or sub-cap
 
 
 class Queue:
@@ -92,6 +115,13 @@ class Queue:
         else:
             heappush(self._heap, entry)
 
+    def peek(self) -> Entry | None:
+        run = self._run
+        heap = self._heap
+        if heap and (not run or heap[0] < run[0]):
+            return heap[0]
+        return run[0] if run else None
+
     def pop(self) -> Entry | None:
         run = self._run
         heap = self._heap
@@ -106,158 +136,362 @@ class Queue:
 
 
 def is_current(entry: Entry) -> bool:
-    waiter = entry[3]
-    return waiter.status is QUEUED and waiter._token is None and entry[0] == -waiter._priority
+    return entry[3]._entry is entry
 
 
 class Pool:
     """One pool of tokens: its queue, its cap and what it has granted."""
 
     __slots__ = (
-        "_arrivals",
+        "_arrival",
+        "_entry",
         "_has_stale",
+        "_is_plain",
         "_kicked",
         "_ledger",
         "_queue",
         "admitted",
         "cap",
+        "parent",
         "paused",
         "steps",
         "used",
         "waiting",
     )
 
-    def __init__(self, ledger: Ledger, cap: int | float, paused: str | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger | None,
+        cap: int | float,
+        paused: str | None = None,
+        parent: Pool | None = None,
+    ) -> None:
         self.cap: int | float = cap
+        self.parent: Pool | None = parent
         self.used: int = 0
-        self.waiting: int = 0
+        self.waiting: int = 0  # in its sub-caps too
         self.admitted: int = 0
         self.paused: str | None = paused
         self.steps: dict[StepCore, None] = {}  # the open ones, in the order of opening
-        self._ledger: Ledger = ledger
+        self._ledger: Ledger | None = ledger  # the root's
         self._queue: Queue = Queue()
-        self._arrivals: int = 0
+        self._arrival: Callable[[], int] = count(1).__next__ if parent is None else parent._arrival
+        self._entry: Entry | None = None  # a sub-cap's offer, in its parent's queue
         self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
+        self._is_plain: bool = parent is None
+        if parent is not None:
+            parent._is_plain = False
 
     def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.steps)
 
+    def root(self) -> Pool:
+        pool = self
+        while pool.parent is not None:
+            pool = pool.parent
+        return pool
+
+    def fits(self, weight: int) -> bool:
+        return self.used + weight <= self.cap or not self.used
+
+    def is_within(self, outer: Pool) -> bool:
+        """Is the other one in our chain?"""
+        pool: Pool | None = self
+        while pool is not None and pool is not outer:
+            pool = pool.parent
+        return pool is not None
+
     # ------------------------------------------------------------ waiters come and go
 
     def push(self, waiter: Waiter, depth: int) -> None:
-        self._arrivals = waiter._arrival = self._arrivals + 1
-        self.waiting += 1
-        self._queue.push((-waiter._priority, -depth, self._arrivals, waiter))
+        entry = waiter._entry = (-waiter._priority, -depth, self._arrival(), waiter)
+        if waiter._weight != 1:
+            self.root()._is_plain = False
+        self._add(entry)
+
+    def resume(self, waiter: Waiter) -> None:
+        """Queue one that has lent its token, before all that have not begun, and grant at once what
+        fits."""
+        entry = waiter._entry = (RESUMES, 0, self._arrival(), waiter)
+        self._add(entry)
+        root = self.root()
+        if not root._kicked:
+            root.dispatch()
 
     def reorder(self, waiter: Waiter, depth: int) -> None:
         """Its priority has changed; it keeps its turn among those of the new one."""
-        self._queue.push((-waiter._priority, -depth, waiter._arrival, waiter))
+        assert waiter._entry is not None
+        entry = waiter._entry = (-waiter._priority, -depth, waiter._entry[2], waiter)
+        self._queue.push(entry)
         self._has_stale = True
         self._sweep()
+        self._offer()
 
-    def forget(self) -> None:
-        """A waiter has gone without a token."""
-        self.waiting -= 1
-        self._has_stale = True
+    def forget(self, waiter: Waiter) -> None:
+        """It has gone without a token."""
+        self._take_out(waiter)
         self._sweep()
+        root = self.root()
+        if not root._is_plain:  # it may have been the head
+            self._offer()
+            root.changed()
 
     def put_back(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._queue.push(entry)
+        self._offer()
+
+    def _add(self, entry: Entry) -> None:
+        self._queue.push(entry)
+        self.waiting += 1
+        pool = self.parent
+        if pool is not None:
+            while pool is not None:
+                pool.waiting += 1
+                pool = pool.parent
+            self._offer()
+
+    def _take_out(self, waiter: Waiter) -> None:
+        waiter._entry = None
+        self._has_stale = True
+        pool: Pool | None = self
+        while pool is not None:
+            pool.waiting -= 1
+            pool = pool.parent
 
     def _sweep(self) -> None:
         if len(self._queue) > 2 * self.waiting + 1000 or not self.waiting:
             self._queue.sweep()
 
-    def _best(self) -> Any:
-        """Take the best ungated waiter out of the queue."""
-        while (entry := self._queue.pop()) is not None:
-            if is_current(entry):
-                step = entry[3]._step
-                if step is None or step.paused is None:
-                    return entry[3]
+    # ------------------------------------------------------------ who is next
+
+    def _best(self) -> Entry | None:
+        """The best ungated entry.  What is gated, or has gone, is taken out."""
+        queue = self._queue
+        while (entry := queue.peek()) is not None:
+            waiter = entry[3]
+            if waiter._entry is not entry:
+                queue.pop()
+            elif isinstance(waiter, Pool):
+                if waiter._stands_by_offer():
+                    return entry
+            elif entry[0] is RESUMES or (step := waiter._step).paused is None:
+                return entry
+            else:
+                queue.pop()
                 step.held.append(entry)
         return None
+
+    def _admissible(self) -> Entry | None:
+        """The best entry, if the pool would admit it."""
+        if not self.waiting:
+            return None
+        entry = self._best()
+        if entry is None or (self.paused is not None and entry[0] is not RESUMES):
+            return None
+        if self._is_plain:
+            return entry if self.used < self.cap else None
+        waiter: Any = entry[3]
+        while isinstance(waiter, Pool):
+            entry_below = waiter._queue.peek()
+            assert entry_below is not None
+            waiter = entry_below[3]
+        return entry if self.fits(waiter._weight) else None
+
+    def _offer(self) -> None:
+        """Tell the parent, and it its own, what we would admit."""
+        pool = self
+        while pool.parent is not None:
+            pool._stands_by_offer()
+            pool = pool.parent
+
+    def _stands_by_offer(self) -> bool:
+        """Is the offer to the parent what we would admit?  If not, it is made anew."""
+        parent = self.parent
+        assert parent is not None
+        best = self._admissible()
+        offer = self._entry
+        if best is None:
+            self._entry = None
+        elif offer is None or offer[:3] != best[:3]:
+            self._entry = (*best[:3], self)
+            parent._queue.push(self._entry)
+            parent._sweep()
+        else:
+            return True
+        parent._has_stale = parent._has_stale or offer is not None
+        return False
 
     # ------------------------------------------------------------ grants
 
     def kick(self, step: StepCore) -> None:
         """Something may fit: look at the next checkpoint."""
-        if not self._kicked and self.waiting and self.used < self.cap and self.paused is None:
-            step.host.soon(self.dispatch)
-            self._kicked = True
+        root = self if self.parent is None else self.root()
+        if not root._kicked and root.waiting and root.used < root.cap and root.paused is None:
+            step.host.soon(root.dispatch)
+            root._kicked = True
 
     def changed(self) -> None:
         """As `kick`, for an event of the pool itself."""
+        if self._kicked or not self.waiting:
+            return
         for step in self.steps:
-            self.kick(step)
+            step.host.soon(self.dispatch)
+            self._kicked = True
             return
         self.dispatch()  # only tasks wait
 
-    def dispatch(self) -> None:
+    def dispatch(self, step: StepCore | None = None) -> Any:
+        """Grant until nothing fits.  Returns the first new record of `step`, if any: a place of its
+        own has come free."""
         self._kicked = False
-        while self.used < self.cap and self.paused is None:
-            waiter = self._best()
-            if waiter is None:
-                return
-            self._grant(waiter)
+        following = None
+        while (entry := self._admissible()) is not None:
+            waiter = self._grant(entry)
+            if following is None and step is waiter._step and waiter.status is QUEUED:
+                following = waiter
+            else:
+                waiter._step.granted(waiter)
+        return following
 
-    def _grant(self, waiter: Any) -> None:
-        token = Token(waiter)
-        self._ledger.take(token)
-        self.used += 1
-        self._hand(token, waiter)
-        waiter._step.granted(waiter)
+    def _grant(self, entry: Entry) -> Any:
+        """To the waiter of the best entry: it is taken out, and out of the offers it came by."""
+        pool, waiter = self, entry[3]
+        pool._queue.pop()
+        while isinstance(waiter, Pool):
+            pool, pool._entry = waiter, None
+            entry_below = pool._queue.pop()
+            assert entry_below is not None
+            waiter = entry_below[3]
+        pool._lend(waiter)
+        return waiter
 
-    def _hand(self, token: Token, waiter: Any) -> None:
-        token.holder = waiter
+    def _lend(self, waiter: Any) -> None:
+        """Take its weight in the whole chain."""
+        token = Token(waiter, waiter._weight)
+        pool = self._use(token, entry=waiter._entry)
+        self._borrow(pool, token)
+        waiter._entry = None
         waiter._token = token
-        self.waiting -= 1
-        self.admitted += 1
+        self._offer()
+
+    def _use(self, token: Token, entry: Entry | None) -> Pool:
+        """Count it in the whole chain.  Returns the root."""
+        pool = self
+        while True:
+            pool.used += token.weight
+            if entry is not None:
+                pool.waiting -= 1
+                pool.admitted += entry[0] is not RESUMES
+            if pool.parent is None:
+                return pool
+            pool = pool.parent
+
+    @staticmethod
+    def _borrow(root: Pool, token: Token) -> None:
+        """From the root's ledger, as far as it has tokens."""
+        ledger = root._ledger
+        assert ledger is not None
+        if token.weight == 1 and root.used <= root.cap:
+            ledger.take(token)
+            return
+        borrowed = min(token.weight, max(0, ledger.available()))
+        token.borrowers = tuple(object() for _ in range(int(borrowed)))
+        for borrower in token.borrowers:
+            ledger.take(borrower)
+
+    def force(self, waiter: Any) -> None:
+        """Over the cap if need be: it has been told to stop, and unwinds."""
+        token = Token(waiter, waiter._weight)
+        if waiter._entry is not None:
+            self._take_out(waiter)
+        self._borrow(self._use(token, entry=None), token)
+        waiter._token = token
+        self._offer()
 
     def enter(self, waiter: Waiter, depth: int) -> None:
         """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
         looked at."""
         self.push(waiter, depth)
-        if not self._kicked:
-            self.dispatch()
+        root = self.root()
+        if not root._kicked:
+            root.dispatch()
 
-    def pass_on(self, token: Token, step: StepCore) -> Any:
+    def pass_on(self, token: Token, step: StepCore, heir: Any = None) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
-        if self.waiting and self.used <= self.cap and self.paused is None:
-            waiter = self._best()
-            if waiter is not None:
-                if waiter._step is step:
-                    self._hand(token, waiter)
+        if self._is_plain and token.borrowers is None and self.used <= self.cap:
+            if heir is not None:
+                if heir._entry is not None and heir._step.pool is self:
+                    self._take_out(heir)
+                    token.holder = heir
+                    heir._token = token
+                    heir._step.granted(heir)
+                    return None
+            elif self.waiting and self.paused is None and (entry := self._best()) is not None:
+                waiter = entry[3]
+                if waiter._step is step and waiter.status is QUEUED:
+                    self._queue.pop()
+                    self.waiting -= 1
+                    self.admitted += 1
+                    token.holder = waiter
+                    waiter._entry = None
+                    waiter._token = token
                     return waiter
-                self._release(token)
-                self._grant(waiter)
-                return None
-        self.give_back(token)
-        return None
+        self._release(token)
+        if heir is not None:
+            self._hand_over(token, heir)
+        return self.root().dispatch(step) if self.waiting or self.parent is not None else None
+
+    def _hand_over(self, token: Token, heir: Any) -> None:
+        if heir._entry is None or token.weight < heir._weight:
+            return
+        inherited = pool = heir._step.pool
+        if not self.is_within(pool):
+            return
+        while pool is not None:
+            if not pool.fits(heir._weight):
+                return
+            pool = pool.parent
+        inherited._has_stale = True
+        inherited._lend(heir)
+        heir._step.granted(heir)
 
     def give_back(self, token: Token) -> None:
         self._release(token)
-        if self.waiting:
-            self.dispatch()
+        self.root().dispatch()
 
     def _release(self, token: Token) -> None:
-        self.used -= 1
-        self._ledger.give(token)
-        if self._has_stale and not self.waiting:
-            self._has_stale = False
-            self._queue.sweep()
+        pool = self
+        while True:
+            pool.used -= token.weight
+            if pool._has_stale and not pool.waiting:
+                pool._has_stale = False
+                pool._queue.sweep()
+            if pool.parent is None:
+                break
+            pool = pool.parent
+        ledger = pool._ledger
+        assert ledger is not None
+        if token.borrowers is None:
+            ledger.give(token)
+        else:
+            for borrower in token.borrowers:
+                ledger.give(borrower)
+        self._offer()
 
     # ------------------------------------------------------------ changes
 
     def set_cap(self, cap: int | float) -> None:
         self.cap = cap
-        self._ledger.set_total(cap)
-        self.changed()
+        if self._ledger is not None:
+            self._ledger.set_total(cap)
+        self._offer()
+        self.root().changed()
 
     def set_paused(self, reason: str | None) -> None:
         self.paused = reason
         if reason is None:
-            self.changed()
+            self._offer()
+            self.root().changed()

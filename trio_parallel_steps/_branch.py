@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 
+from ._parking import Wait, check_no_circle, force
 from ._records import QUEUED, RUNNING, Record, running_record
 from ._util import NoPublicConstructor, check_int, check_str, expected, is_number
 from .hosts import current_run, protected
 
 if TYPE_CHECKING:
     from ._outcomes import StepResult
-    from .hosts._abc import Run
+    from .hosts._abc import Event, Run
 
 T = TypeVar("T")
 
@@ -68,22 +69,25 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
     async def wait(self) -> StepResult[T]:
         """Wait until it has ended.  A checkpoint.
 
-        Raises RuntimeError inside a branch.
+        A branch that waits is parked: it lends its token meanwhile, and goes on once it has it
+        again.  RuntimeError, naming the circle, if this branch waits for the caller's, directly or
+        through others.
         """
         run = current_run()
-        if enclosing_branch(run) is not None:
-            raise RuntimeError("Branch.wait() can't be called inside a branch")
         if self._step is None:
             await run.checkpoint()
             return self.result
         self._step.run.check_thread()
-        event = run.event()
+        waiter = enclosing_branch(run)
+        if waiter is not None:
+            check_no_circle(waiter, lambda record: record is self, "Branch.wait()", repr(self.key))
+        event = parking_event(run, waiter)
         done = self._done = self._done or []
-        done.append(event.set)
+        done.append(event)
         try:
             await event.wait()
         finally:
-            done.remove(event.set)
+            done.remove(event)
         return self.result
 
     @protected
@@ -107,6 +111,50 @@ def enclosing_branch(run: Run) -> Branch[Any] | None:
     if step is None or step.run is not run:  # in a run of its own in a thread of the branch
         return None
     return cast("Branch[Any]", record)
+
+
+class ParkingEvent(Wait):
+    """An event that a branch waits for: parked from its making on."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, record: Record, event: Event) -> None:
+        super().__init__(record)
+        self._event: Event = event
+
+    def set(self) -> None:
+        self.end()
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        try:
+            await self._event.wait()
+        finally:
+            await go_on(self)
+
+
+def parking_event(run: Run, waiter: Record | None) -> Event:
+    return run.event() if waiter is None else ParkingEvent(waiter, run.event())
+
+
+async def go_on(wait: Wait) -> None:
+    """The wait is over, or is cut short: wait until its branch has its token again."""
+    wait.end()
+    record = wait.record
+    step = record._step
+    if step is None or not wait.is_held_up():
+        return
+    step.notice_late(record)
+    if wait.is_held_up():
+        event = step.run.event()
+        record._resumed = [*(record._resumed or ()), event]
+        await step.host.resume(record, event)
+        if wait.is_held_up():  # its own timeout has passed
+            step.notice_late(record)
+            force(step, record)
 
 
 def current_branch() -> Branch[Any]:

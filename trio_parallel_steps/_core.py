@@ -15,7 +15,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
-from ._admission import Token
+from . import _parking as parking
 from ._errors import BudgetExceeded, TooSlowError
 from ._outcomes import said
 from ._policies import Decision, EnginePolicy, Tally
@@ -32,11 +32,12 @@ from ._records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
     from ._admission import Entry, Pool
     from ._announce import Announcer
     from ._outcomes import BranchStatus
+    from ._records import Waker
     from ._rules import Rules
     from ._spending import Budget
     from .abc import Observer
@@ -68,11 +69,13 @@ class StepCore:
         "handle",
         "held",
         "host",
+        "join",
         "listeners",
         "name",
         "observers",
         "outstanding",
         "parent",
+        "parked",
         "paused",
         "peak",
         "policy",
@@ -133,6 +136,7 @@ class StepCore:
         self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
         self.outstanding: int = 0
         self.running: int = 0
+        self.parked: int = 0  # of these, how many have lent their token
         self.peak: int = 0
         self.succeeded: int = 0
         self.failed: int = 0
@@ -144,7 +148,8 @@ class StepCore:
         self.reason: str | None = None
         self.crashes: list[BaseException] = []  # out of callbacks: never collected
         self.errors: list[Exception] = []  # of the body, and of a policy that raised
-        self.listeners: list[Callable[[], object]] = []  # called at the next ending, once
+        self.listeners: list[Waker] = []  # set at the next ending, once
+        self.join: parking.Wait | None = None  # of the branch around it, for all of ours
         self._before_stop: tuple[Cause | None, str | None] = (None, None)
         self._asked_on_success: bool = SUCCEEDED in policy.asked_on
 
@@ -154,6 +159,8 @@ class StepCore:
         self._notice()
         self.records[record.key] = record
         self.outstanding += 1
+        if self.join is not None and self.join.is_over:
+            self.join = parking.Wait(self.join.record)
         admissible = self.cause is None
         if admissible:
             if self.rules is not None:
@@ -162,31 +169,36 @@ class StepCore:
         else:
             record._cause = self.cause  # told to stop already: an observer can't be first
             record._reason = self.reason
-            record._token = Token(record)  # as if granted: the pool does not know it
         if self.observers:
             self.tell("branch_queued", record)
         if admissible:
             self.pool.kick(self)
             return
-        record._token = None
         if record.status is QUEUED:  # an observer may have been quicker
             assert record._reason is not None
             self.cut += 1
             self.skip(record, record._reason, record.submitted_at)
 
     def granted(self, record: Record) -> None:
-        self.host.run(record)
+        if record.status is QUEUED:
+            self.host.run(record)
+        else:
+            parking.resumed(self, record)
 
     def begin(self, record: Record, now: float) -> None:
         """Its function is called next."""
         record.status = RUNNING
         record.attempts += 1
         record.started_at = now
-        self.running = running = self.running + 1
-        if running > self.peak:
-            self.peak = running
+        self.running += 1
+        self.note_peak()
         if self.observers:
             self.tell("branch_started", record)
+
+    def note_peak(self) -> None:
+        in_flight = self.running - self.parked
+        if in_flight > self.peak:
+            self.peak = in_flight
 
     # ------------------------------------------------------------ and go: the record to run next
 
@@ -232,17 +244,21 @@ class StepCore:
 
     def not_begun(self, record: Record) -> Record | None:
         """Its place has come up, and it was skipped meanwhile."""
-        assert record._token is not None
-        return self._pass_on(record)
+        return self._pass_on(record, None)
 
     def _ran(
         self, record: Record, status: BranchStatus, now: float, ask_policy: bool
     ) -> Record | None:
+        if record._token is None:
+            parking.leave(self, record)
         record.status = status
         record.ended_at = now
         record.completion_index = self.ran
         self.ran += 1
         self.running -= 1
+        heir = self.parent
+        if heir is not None and not heir._waits:
+            heir = None
         self._ended(record)
         if self.rules is not None and self.cause is None:
             self._apply_rules(record)
@@ -251,14 +267,19 @@ class StepCore:
         elif ask_policy and self.policy.is_users_own and not self._policy_raised:
             self._ask_late(record)
         if not self.outstanding:
-            self.host.wake()
-        return self._pass_on(record)
+            self._all_ended()
+        return self._pass_on(record, heir)
 
-    def _pass_on(self, record: Record) -> Record | None:
-        token = record._token
-        record._token = None
-        assert token is not None
-        following: Record | None = self.pool.pass_on(token, self)
+    def _all_ended(self) -> None:
+        if self.join is not None:
+            self.join.end()
+        self.host.wake()
+
+    def _pass_on(self, record: Record, heir: Record | None) -> Record | None:
+        token, record._token = record._token, None
+        if token is None:  # it had lent it
+            return None
+        following: Record | None = self.pool.pass_on(token, self, heir)
         return following
 
     def _ended(self, record: Record) -> None:
@@ -267,12 +288,12 @@ class StepCore:
         self.endings.append(record)
         self.outstanding -= 1
         if record._done is not None:
-            for done in record._done:
-                done()
+            for waker in record._done:
+                waker.set()
         if self.listeners:
             listeners, self.listeners = self.listeners, []
-            for listener in listeners:
-                listener()
+            for waker in listeners:
+                waker.set()
         if self.observers:
             self.tell("branch_ended", record, record.result)
 
@@ -286,7 +307,7 @@ class StepCore:
         if self.cause is None and (asked or self.policy.has_goal):
             self._judge(record, asked)
         if not self.outstanding:
-            self.host.wake()
+            self._all_ended()
 
     def _apply_rules(self, record: Record) -> None:
         assert self.rules is not None
@@ -399,11 +420,12 @@ class StepCore:
             self.skip(record, reason, self.host.now())
         elif record.status is RUNNING:
             self.host.stop(record, reason)
+            parking.force(self, record)
 
     def _unqueue(self, record: Record) -> None:
         record.status = SKIPPED
-        if record._token is None:
-            self.pool.forget()
+        if record._entry is not None:
+            self.pool.forget(record)
 
     def _overtaken(self, record: Record | None) -> bool:
         """Has a deadline or a cancellation from outside come first?"""
@@ -421,6 +443,7 @@ class StepCore:
         """Its own timeout has passed, and nothing had stopped it before."""
         record._cause = Cause.TIMEOUT
         record._reason = f"timed out after {record._timeout} s"
+        parking.force(self, record)
 
     def why(self, cause: Cause) -> str:
         if cause is Cause.DEADLINE:
@@ -442,6 +465,11 @@ class StepCore:
             cause = Cause.DRAIN
         self._stop(cause, reason)
         return True
+
+    def notice_late(self, record: Record) -> None:
+        """It waits for its token: has it been told to stop, though nobody has reported it yet?"""
+        if record._cause is None and not self.is_stopping():
+            self._overtaken(record)
 
     def _notice(self) -> None:
         """A deadline or a cancellation from outside that nobody has reported yet."""
@@ -469,6 +497,9 @@ class StepCore:
                     self._tell_to_stop(record, cause, reason)
         elif cause is not Cause.DRAIN:
             self.host.stop_all(reason)
+            if self.parked:
+                for record in self.records.values():
+                    parking.force(self, record)
         if cause in (Cause.BREACH, Cause.DRAIN) and self.observers:
             self.tell("breached", self.handle, reason)
         for record in queued:
@@ -493,7 +524,7 @@ class StepCore:
 
     def reorder(self, record: Record, priority: int) -> None:
         changed, record._priority = record._priority != priority, priority
-        if changed and record._token is None:
+        if changed and record._entry is not None:
             self.pool.reorder(record, self.depth)
 
     def pause(self, reason: str) -> None:

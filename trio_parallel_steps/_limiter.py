@@ -21,7 +21,6 @@ from .hosts import current_run, protected
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from ._records import Record
     from .hosts._abc import Run
 
 
@@ -43,16 +42,17 @@ class LimiterStatistics:
 class _Entrant:
     """A task that waits to enter: a waiter, and in the pool's eyes a step of its own."""
 
-    __slots__ = ("_arrival", "_priority", "_step", "_token", "_wake", "held", "status")
+    __slots__ = ("_entry", "_priority", "_step", "_token", "_wake", "held", "status")
 
     depth = 0
     paused: str | None = None
+    _weight = 1
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.status = QUEUED
         self.held: list[Entry] = []
         self._priority = 0
-        self._arrival = 0
+        self._entry: Entry | None = None
         self._token: Token | None = None
         self._step = self
         self._wake = wake
@@ -157,26 +157,28 @@ class BranchLimiter:
         if self._run is not None and self._pool is not None and not self._pool.is_idle():
             self._run.check_thread()
 
-    def _bind(self, run: Run) -> Pool:
-        """The pool, in this run."""
+    def _bind(self, run: Run, parent: Pool | None = None) -> Pool:
+        """The pool, in this run; a sub-cap has a parent."""
         if self._run is not run or self._pool is None:
             if self._pool is not None and not self._pool.is_idle():
                 raise RuntimeError(f"{self!r} is in use by another run of an event loop")
             self._run = run
             self._holders = {}
-            self._pool = Pool(run.ledger(self._total_tokens), self._total_tokens, self._paused)
+            ledger = run.ledger(self._total_tokens) if parent is None else None
+            self._pool = Pool(ledger, self._total_tokens, self._paused, parent)
         return self._pool
 
     def _check_not_held(self, run: Run) -> None:
-        """Who waits for a token of the pool that it, or a branch around it, holds one of may wait
-        for ever."""
-        branch: Record | None = enclosing_branch(run)
-        while branch is not None and (step := branch._step) is not None:
-            if step.pool is self._pool:
-                raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
-            branch = step.parent
+        """Who waits for a token of the pool that it holds one of may wait for ever."""
         if run.current_task() in self._holders:
             raise RuntimeError(f"this task holds a token of {self!r} already")
+
+    def _check_not_run_on(self, run: Run, pool: Pool) -> None:
+        branch = enclosing_branch(run)
+        if branch is None or (step := branch._step) is None:
+            return
+        if step.pool.is_within(pool):
+            raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
 
     @protected
     async def __aenter__(self) -> None:
@@ -187,6 +189,7 @@ class BranchLimiter:
         run = current_run()
         pool = self._bind(run)
         self._check_not_held(run)
+        self._check_not_run_on(run, pool)
         event = run.event()
         entrant = _Entrant(event.set)
         pool.enter(entrant, entrant.depth)
@@ -195,7 +198,7 @@ class BranchLimiter:
         except BaseException:
             entrant.status = SKIPPED
             if entrant._token is None:
-                pool.forget()
+                pool.forget(entrant)
             else:
                 pool.give_back(entrant._token)
             raise

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import attrs
 
-from ._branch import Branch, enclosing_branch, new_branch
+from ._branch import Branch, enclosing_branch, new_branch, parking_event
+from ._parking import check_no_circle
 from ._records import Cause
 from ._util import (
     NoPublicConstructor,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ._core import StepCore
     from ._limiter import BranchLimiter
     from ._outcomes import ParallelResult, StepResult
-    from .hosts._abc import Run
 
 T = TypeVar("T")
 
@@ -78,6 +78,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
         async_fn: Callable[..., Awaitable[T]],
         *args: Any,
         priority: int = 0,
+        weight: int = 1,
         timeout: float = math.inf,
     ) -> Branch[T]:
         """Submit a branch that calls ``async_fn(*args)``.
@@ -86,6 +87,8 @@ class BranchNursery(metaclass=NoPublicConstructor):
         between them, priority decides (higher first).  It runs in a copy of the caller's context.
         From inside a branch too: a sibling, with a token of its own.  After a stop: returns a
         Branch that is SKIPPED already.
+
+        `weight` is how many tokens it takes, >= 1; one heavier than the limit runs alone.
 
         `timeout` is in seconds from admission; a branch that it stops ends as TIMED_OUT, which
         counts as a failure, with a `trio.TooSlowError` as its exception.
@@ -105,11 +108,13 @@ class BranchNursery(metaclass=NoPublicConstructor):
         check_async_fn(async_fn)
         if priority != 0 or type(priority) is not int:
             check_int("priority", priority)
+        if weight != 1 or type(weight) is not int:
+            check_int("weight", weight, 1)
         if timeout != math.inf:
             check_seconds("timeout", timeout)
         if key in core.records:
             raise ValueError(f"duplicate key {key!r}")
-        return self._submit(key, async_fn, args, priority, timeout, self._run.now())
+        return self._submit(key, async_fn, args, priority, weight, timeout, self._run.now())
 
     def _submit(
         self,
@@ -117,12 +122,13 @@ class BranchNursery(metaclass=NoPublicConstructor):
         async_fn: Callable[..., Awaitable[T]],
         args: tuple[Any, ...],
         priority: int,
+        weight: int,
         timeout: float,
         now: float,
     ) -> Branch[T]:
         context = contextvars.copy_context()
         core = self._core
-        branch = new_branch(core, key, async_fn, args, priority, timeout, context, now)
+        branch = new_branch(core, key, async_fn, args, priority, weight, timeout, context, now)
         core.submit(branch)
         return branch
 
@@ -188,7 +194,10 @@ class BranchNursery(metaclass=NoPublicConstructor):
 
         Each call is an independent iterator from the first result on; it ends when it has caught up
         and nothing is outstanding.  Breaking out needs no ``aclose``; a cancelled ``__anext__``
-        loses nothing.  Each step of it is a checkpoint.  RuntimeError inside a branch.
+        loses nothing.  Each step of it is a checkpoint.
+
+        A branch that iterates is parked while it waits for the next ending.  RuntimeError in a
+        branch of the same nursery, or nested in one, or where branches would wait in a circle.
 
         >>> import trio
         >>> from trio_parallel_steps import open_branch_nursery
@@ -201,8 +210,9 @@ class BranchNursery(metaclass=NoPublicConstructor):
         ['a', 'b', 'c']
         """
         self._run.check_thread()
-        _check_outside(self._run)
-        return _Completed(self._core)
+        completed = _Completed(self._core)
+        completed._check_no_circle(enclosing_branch(self._run))
+        return completed
 
     def statistics(self) -> NurseryStatistics:
         """How the step stands now."""
@@ -231,11 +241,6 @@ class BranchNursery(metaclass=NoPublicConstructor):
         )
 
 
-def _check_outside(run: Run) -> None:
-    if enclosing_branch(run) is not None:
-        raise RuntimeError("completed() can't be called inside a branch")
-
-
 class _Completed:
     __slots__ = ("_core", "_position")
 
@@ -246,18 +251,29 @@ class _Completed:
     def __aiter__(self) -> _Completed:
         return self
 
+    def _check_no_circle(self, waiter: Branch[Any] | None) -> None:
+        core = self._core
+        if waiter is not None:
+            check_no_circle(
+                waiter,
+                lambda record: record._step is core,
+                "completed()",
+                f"the branches of step {core.name!r}",
+            )
+
     @protected
     async def __anext__(self) -> StepResult[Any]:
         core = self._core
-        _check_outside(core.run)
         if self._position == len(core.endings) and core.outstanding:
-            event = core.run.event()
-            core.listeners.append(event.set)
+            waiter = enclosing_branch(core.run)
+            self._check_no_circle(waiter)
+            event = parking_event(core.run, waiter)
+            core.listeners.append(event)
             try:
                 await event.wait()
             finally:
-                if event.set in core.listeners:  # cancelled before the next ending
-                    core.listeners.remove(event.set)
+                if event in core.listeners:  # cancelled before the next ending
+                    core.listeners.remove(event)
         else:
             await core.run.checkpoint()
         if self._position == len(core.endings):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
 
-from ._branch import Branch, enclosing_branch
+from ._branch import Branch, enclosing_branch, go_on
 from ._breach import Breach
 from ._core import StepCore
 from ._endings import conclude
@@ -21,6 +21,7 @@ from ._errors import Breached
 from ._limiter import BranchLimiter, LimitLike
 from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
+from ._parking import Wait
 from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
 from ._records import Cause
 from ._rules import CancelRule, Rules
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
-    from .hosts._abc import Host
+    from ._admission import Pool
+    from .hosts._abc import Host, Run
 
 
 @attrs.frozen
@@ -92,16 +94,12 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             )
         options = self._options
         run = current_run(options.host)
-        if (enclosing := enclosing_branch(run)) is not None:
-            self._check_nesting(enclosing)
+        enclosing = enclosing_branch(run)
         if options.breach is not None and options.breach.reason is not None:
             raise Breached(options.breach.reason)
         if options.budget is not None:
             options.budget._check_thread()
-        limiter = options.limit
-        if not isinstance(limiter, BranchLimiter):
-            limiter = BranchLimiter(run.default_limit() if limiter is None else limiter)
-        pool = limiter._bind(run)
+        limiter, pool = _limiter(options.limit, run, enclosing)
         limiter._check_not_held(run)
         rules = Rules(options.cancel_rules) if options.cancel_rules else None
         core = StepCore(
@@ -130,14 +128,6 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             core.tell("step_opened", nursery)
         return nursery
 
-    def _check_nesting(self, enclosing: Branch[Any]) -> None:
-        limit = self._options.limit
-        if not isinstance(limit, BranchLimiter):
-            raise RuntimeError(
-                f"a step inside branch {enclosing.key!r} needs a BranchLimiter of its own as its "
-                f"limit, got {limit!r}"
-            )
-
     @protected
     async def __aexit__(
         self,
@@ -149,7 +139,16 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         assert nursery is not None
         core = nursery._core
         left = _body_ended(core, exc)
+        parent = enclosing_branch(core.run)
+        if core.outstanding and parent is not None and parent is core.parent:
+            core.join = Wait(parent)
         outside = await self._host.leave(left, traceback if left is exc else None)
+        if core.join is not None:
+            try:
+                await go_on(core.join)
+            except BaseException as late:  # asyncio: cancelled while it waited for its token
+                outside = outside or [late]
+            core.join = None
         options = self._options
         if options.breach is not None:
             del options.breach._steps[core]
@@ -182,6 +181,22 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         finally:
             raised.__context__ = context  # not the body's exception: the group holds it
             del raised, exc, context  # no cycles
+
+
+def _limiter(
+    limit: LimitLike, run: Run, enclosing: Branch[Any] | None
+) -> tuple[BranchLimiter, Pool]:
+    """Inside a branch, None is its own step's limiter, and a number a sub-cap of that one."""
+    if isinstance(limit, BranchLimiter):
+        return limit, limit._bind(run)
+    step = None if enclosing is None else enclosing._step
+    if step is None:
+        limiter = BranchLimiter(run.default_limit() if limit is None else limit)
+        return limiter, limiter._bind(run)
+    if limit is None:
+        return step.handle.limiter, step.pool
+    limiter = BranchLimiter(limit)
+    return limiter, limiter._bind(run, step.pool)
 
 
 def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | None:
@@ -224,7 +239,10 @@ def open_branch_nursery(
     """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
 
     `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that
-    is shared with other steps; None means ``min(10, 2 * usable_cpus())``.
+    is shared with other steps; None means ``min(10, 2 * usable_cpus())``.  Inside a branch, None
+    means the limiter that the branch runs on, and a number is a sub-cap: its branches take a token
+    of both.  A `BranchLimiter` opts out of the one around it.  A branch lends its token while it
+    waits for a nested block, or for another branch, so nesting can't stall.
 
     `fail_after` and `move_on_after` are seconds from entering the block; then all is cancelled, and
     the block raises `StepTimeout`, or goes on with what there is.  Only one of the two.

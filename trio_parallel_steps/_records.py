@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import contextvars
 import enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._outcomes import BranchStatus, StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from ._admission import Token
+    from ._admission import Entry, Token
     from ._core import StepCore
 
 QUEUED: Final = BranchStatus.QUEUED
@@ -64,25 +64,34 @@ STOPPED_AS: Final = {
 }
 
 
+class Waker(Protocol):
+    """An event, or what stands for one."""
+
+    def set(self) -> None: ...
+
+
 class Record:
     """One branch; `Branch` adds what users call."""
 
     __slots__ = (
         "__weakref__",
         "_args",
-        "_arrival",
         "_cause",
         "_context",
         "_done",
+        "_entry",
         "_fn",
         "_place",
         "_priority",
         "_reason",
         "_result",
+        "_resumed",
         "_step",
         "_timeout",
         "_token",
         "_value",
+        "_waits",
+        "_weight",
         "attempts",
         "completion_index",
         "ended_at",
@@ -99,6 +108,7 @@ class Record:
         async_fn: Callable[..., Awaitable[Any]],
         args: tuple[Any, ...],
         priority: int,
+        weight: int,
         timeout: float,
         context: contextvars.Context,
         now: float,
@@ -116,13 +126,16 @@ class Record:
         self._priority: int = priority
         self._timeout: float = timeout
         self._context: contextvars.Context | None = context
-        self._arrival: int = 0  # its number in the pool's queue
-        self._token: Token | None = None  # what it may run by, once granted
+        self._weight: int = weight  # how many tokens it takes
+        self._entry: Entry | None = None  # its place in the pool's queue
+        self._token: Token | None = None  # what it may run by, once granted; lent while parked
+        self._waits: int = 0  # in how many waits of ours its tasks are
+        self._resumed: list[Waker] | None = None  # to be set once it may go on
         self._place: Any = None  # the host's own: where it runs
         self._cause: Cause | None = None  # the first request to stop it alone
         self._reason: str | None = None
         self._value: Any = None  # what it returned or raised
-        self._done: list[Callable[[], object]] | None = None  # called as it ends
+        self._done: list[Waker] | None = None  # to be set as it ends
         self._result: StepResult[Any] | None = None
 
     @property

@@ -28,14 +28,16 @@ async def run_branches(
     limit: LimitLike = None,
     *,
     priorities: Mapping[K, int] | None = None,
+    weights: Mapping[K, int] | None = None,
     branch_timeout: float = math.inf,
     **nursery_options: Unpack[NurseryOptions],
 ) -> ParallelResult[K, T]:
     """Run them all under `limit`, and return when all have ended.  A checkpoint.
 
     `branches` maps keys to async functions without arguments; `priorities` (0 where not named) say
-    who is admitted first, higher before lower; `branch_timeout` is in seconds, for each branch from
-    its admission.  The other options, and what is raised, are `open_branch_nursery`'s.
+    who is admitted first, higher before lower; `weights` (1 where not named) how many tokens each
+    takes; `branch_timeout` is in seconds, for each branch from its admission.  The other options,
+    and what is raised, are `open_branch_nursery`'s.
 
     >>> import trio
     >>> async def fetch(n):
@@ -50,9 +52,10 @@ async def run_branches(
         raise TypeError(expected("branches", "a mapping from key to async function", branches))
     _check_async_fns(branches)
     check_seconds("branch_timeout", branch_timeout)
-    _check_priorities(priorities, branches)
+    _check_ints("priorities", priorities, branches)
+    _check_ints("weights", weights, branches, 1)
     async with open_branch_nursery(limit, **nursery_options) as nursery:
-        _submit_all(nursery, branches, priorities or {}, branch_timeout)
+        _submit_all(nursery, branches, priorities or {}, weights or {}, branch_timeout)
     return nursery.result
 
 
@@ -68,28 +71,35 @@ def _check_async_fns(branches: Mapping[Any, Callable[[], Awaitable[Any]]]) -> No
         raise first
 
 
-def _check_priorities(priorities: Mapping[Any, int] | None, branches: Mapping[Any, Any]) -> None:
-    if priorities is None:
+def _check_ints(
+    name: str,
+    numbers: Mapping[Any, int] | None,
+    branches: Mapping[Any, Any],
+    least: int | None = None,
+) -> None:
+    if numbers is None:
         return
-    if not isinstance(priorities, Mapping):
-        raise TypeError(expected("priorities", "a mapping from key to int", priorities))
-    for key, priority in priorities.items():
+    if not isinstance(numbers, Mapping):
+        raise TypeError(expected(name, "a mapping from key to int", numbers))
+    for key, number in numbers.items():
         check_key(key)
-        check_int(f"priorities[{key!r}]", priority)
-    unknown = [key for key in priorities if key not in branches]
+        check_int(f"{name}[{key!r}]", number, least)
+    unknown = [key for key in numbers if key not in branches]
     if unknown:
-        raise ValueError(f"`priorities` names keys that are not in `branches`: {unknown!r}")
+        raise ValueError(f"`{name}` names keys that are not in `branches`: {unknown!r}")
 
 
 def _submit_all(
     nursery: BranchNursery,
     branches: Mapping[Any, Callable[[], Awaitable[Any]]],
     priorities: Mapping[Any, int],
+    weights: Mapping[Any, int],
     timeout: float,
 ) -> None:
     now = nursery._run.now()
     for key, async_fn in branches.items():
-        nursery._submit(key, async_fn, (), priorities.get(key, 0), timeout, now)
+        priority, weight = priorities.get(key, 0), weights.get(key, 1)
+        nursery._submit(key, async_fn, (), priority, weight, timeout, now)
 
 
 def run_branches_sync(

@@ -30,6 +30,7 @@ class Event(Protocol):
     """One-shot: waiting for it is a checkpoint."""
 
     def set(self) -> None: ...
+    def is_set(self) -> bool: ...
     async def wait(self) -> None: ...
 
 
@@ -85,6 +86,10 @@ class Host(Protocol):
     ) -> list[BaseException]:
         """Wait until every branch has ended and all tasks are gone.  Returns what is not the
         step's: a Cancelled from outside, what no one collects."""
+
+    async def resume(self, record: Record, event: Event) -> None:
+        """Wait for the event, deaf to cancellations (what was met is raised after it), but on trio
+        not past the record's own timeout."""
 
     # What the core asks.
 

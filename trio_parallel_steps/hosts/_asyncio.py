@@ -25,14 +25,14 @@ from weakref import ref
 from .._announce import warn
 from .._records import QUEUED, RUNNING, Cause, Record
 from ._abc import BaseRun, first_leaf, name_foreign, split, start_call, strip
-from ._asyncio_threads import run_in_thread, shield
+from ._asyncio_shields import run_in_thread, shield, wait_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
     from types import TracebackType
 
-    from .._admission import Token
     from .._core import StepCore
+    from ._abc import Event
 
 T = TypeVar("T")
 
@@ -51,12 +51,15 @@ class CountingLedger:
         self.total = total_tokens
         self.borrowed = 0
 
-    def take(self, token: Token) -> None:
+    def take(self, borrower: object) -> None:
         assert self.borrowed < self.total, "the core granted what is not there"
         self.borrowed += 1
 
-    def give(self, token: Token) -> None:
+    def give(self, borrower: object) -> None:
         self.borrowed -= 1
+
+    def available(self) -> int | float:
+        return self.total - self.borrowed
 
     def set_total(self, total_tokens: int | float) -> None:
         self.total = total_tokens
@@ -230,6 +233,9 @@ class AsyncioHost:
         """Has anyone else asked the block's task to stop (which it may have met already)?"""
         task = self._task()
         return task is not None and task.cancelling() > self._baseline
+
+    async def resume(self, record: Record, event: Event) -> None:
+        await wait_shielded(event)
 
     # ------------------------------------------------------------ what the core asks
 

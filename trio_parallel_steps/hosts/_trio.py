@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from .._admission import Token
     from .._core import StepCore
+    from ._abc import Event
 
 protected = enable_ki_protection
 run = trio.run
@@ -118,8 +118,11 @@ class TrioLedger:
 
     def __init__(self, limiter: trio.CapacityLimiter) -> None:
         self._limiter = limiter
-        self.take: Callable[[Token], None] = limiter.acquire_on_behalf_of_nowait
-        self.give: Callable[[Token], None] = limiter.release_on_behalf_of
+        self.take: Callable[[object], None] = limiter.acquire_on_behalf_of_nowait
+        self.give: Callable[[object], None] = limiter.release_on_behalf_of
+
+    def available(self) -> int | float:
+        return self._limiter.available_tokens
 
     def set_total(self, total_tokens: int | float) -> None:
         self._limiter.total_tokens = total_tokens
@@ -183,6 +186,10 @@ class TrioHost:
             core.closed = True
             del exc, traceback, self.core  # no cycles
         return []
+
+    async def resume(self, record: Record, event: Event) -> None:
+        with trio.CancelScope(shield=True, deadline=record._place.deadline):
+            await event.wait()
 
     # ------------------------------------------------------------ what the core asks
 

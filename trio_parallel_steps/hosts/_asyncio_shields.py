@@ -1,7 +1,7 @@
-"""Threads under asyncio: one that runs is waited for, whoever cancels the task that waits.
+"""Under asyncio, what is waited for whoever cancels the task that waits: a thread, or a token.
 
-A cancellation by the step leaves the value standing: it is returned, and the task's next await, if
-there is one, is cancelled.  Any other is raised once the thread has ended.
+A cancellation is raised once the wait has ended; but if it is the step's, the value of a thread
+stands: it is returned, and the task's next await, if there is one, is cancelled.
 """
 
 from __future__ import annotations
@@ -21,11 +21,28 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
+    from ._abc import Event
+
 
 def shield() -> AbstractContextManager[object]:
     """Keeps an anyio scope that is cancelled from cancelling this task anew each turn."""
     anyio = sys.modules.get("anyio")
     return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
+
+
+async def wait_shielded(event: Event) -> None:
+    cancelled: asyncio.CancelledError | None = None
+    while not event.is_set():
+        try:
+            with shield() if cancelled else nullcontext():
+                await event.wait()
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # no cycles
 
 
 async def run_in_thread(threads: Executor, sync_fn: Callable[[], Any]) -> Any:

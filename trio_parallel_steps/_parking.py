@@ -1,0 +1,148 @@
+"""Parking: no branch holds a token while it waits for another through us.
+
+1. A branch is parked while any of its tasks is in a wait of ours.  The first such wait lends its
+   token, in the whole chain; the end of the last asks for it back.
+2. A wait ends in the instant of what it waited for, not when its task is scheduled: so the branch
+   that ended can hand its token over.
+3. A wait begun while the branch resumes withdraws the request; the tasks that waited for it go on.
+4. A wait of a task that has outlived its branch, or the attempt, lends and asks for nothing.
+5. A branch that was told to stop waits for no token: it goes on at once, over the cap if need be,
+   and counts until it has ended.
+6. A wait that would close a circle is refused as it begins: who waits for the waiter, directly or
+   through others, is found backwards from it.  Records are born waiting for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._records import RUNNING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._core import StepCore
+    from ._records import Record
+
+
+class Wait:
+    """A wait of a task of the branch, from its making to its `end`."""
+
+    __slots__ = ("_attempt", "is_over", "record")
+
+    def __init__(self, record: Record) -> None:
+        self.record: Record = record
+        self.is_over: bool = False
+        self._attempt: int = record.attempts
+        _begin(record)
+
+    def end(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        record = self.record
+        if record.status is RUNNING and record.attempts == self._attempt:
+            record._waits -= 1
+            if not record._waits:
+                _ask_back(record)
+
+    def is_held_up(self) -> bool:
+        """Does its task wait for the branch's token?"""
+        return self.record.attempts == self._attempt and is_resuming(self.record)
+
+
+def _begin(record: Record) -> None:
+    record._waits += 1
+    step = record._step
+    assert step is not None
+    if record._entry is not None:
+        step.pool.forget(record)
+        _wake(record)
+    elif record._token is not None:
+        token, record._token = record._token, None
+        step.parked += 1
+        step.pool.give_back(token)
+
+
+def _ask_back(record: Record) -> None:
+    step = record._step
+    assert step is not None
+    if record._cause is not None or step.is_stopping():
+        step.pool.force(record)
+        resumed(step, record)
+    else:
+        step.pool.resume(record)
+
+
+def is_resuming(record: Record) -> bool:
+    return record._entry is not None and record.status is RUNNING
+
+
+def resumed(step: StepCore, record: Record) -> None:
+    """It has its token again."""
+    step.parked -= 1
+    step.note_peak()
+    _wake(record)
+
+
+def _wake(record: Record) -> None:
+    wakers, record._resumed = record._resumed, None
+    for waker in wakers or ():
+        waker.set()
+
+
+def force(step: StepCore, record: Record) -> None:
+    """It was told to stop: if it waits for its token, it waits no longer."""
+    if is_resuming(record):
+        step.pool.force(record)
+        resumed(step, record)
+
+
+def leave(step: StepCore, record: Record) -> None:
+    """It ends, or the attempt does, while tasks of its own are in waits: it has lent its token."""
+    if record._entry is not None:
+        step.pool.forget(record)
+    step.parked -= 1
+    record._waits = 0
+    _wake(record)
+
+
+# ---------------------------------------------------------------- circles
+
+
+def check_no_circle(
+    waiter: Record, is_target: Callable[[Record], bool], call: str, what: str
+) -> None:
+    """`waiter` is about to wait for every record that `is_target` is true of."""
+    came_from: dict[Record, Record | None] = {waiter: None}
+    due = [waiter]
+    while due:
+        record = due.pop()
+        if is_target(record):
+            raise RuntimeError(f"{call} would wait for ever: {_path(record, came_from)}{what}")
+        for before in _waiting_for(record):
+            if before not in came_from:
+                came_from[before] = record
+                due.append(before)
+
+
+def _waiting_for(record: Record) -> Iterable[Record]:
+    """Who waits for it: the branch around it, those that wait for its end, those that wait for any
+    of its step."""
+    step = record._step
+    if step is None:
+        return
+    if step.parent is not None:
+        yield step.parent
+    for waker in (*(record._done or ()), *step.listeners):
+        if isinstance(waker, Wait) and not waker.is_over:
+            yield waker.record
+
+
+def _path(record: Record, came_from: dict[Record, Record | None]) -> str:
+    keys = []
+    following: Record | None = record
+    while following is not None:
+        keys.append(repr(following.key))
+        following = came_from[following]
+    return " waits for ".join(keys) + " waits for "
