@@ -5,6 +5,7 @@ from ._branch import Branch as Branch, current_branch as current_branch
 from ._breach import Breach as Breach
 from ._cpus import usable_cpus as usable_cpus
 from ._errors import (
+    Backpressure as Backpressure,
     BranchErrors as BranchErrors,
     BranchNotDone as BranchNotDone,
     Breached as Breached,
@@ -40,6 +41,8 @@ from ._policies import (
     tolerate as tolerate,
     until as until,
 )
+from ._rate import Rate as Rate
+from ._retry import Retry as Retry
 from ._rules import CancelRule as CancelRule
 from ._run_branches import (
     run_branches as run_branches,

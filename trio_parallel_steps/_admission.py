@@ -17,8 +17,8 @@
 7. A place keeps its token from record to record while the best waiter is its own step's and the
    limit allows it.
 8. The last nested branch hands its token to the branch around it (`heir`), before anyone.
-9. A pause holds queued records, never who resumes.  A paused step's waiters are set aside, and are
-   never in the way of others.
+9. A pause or a rate holds what is queued, never who resumes.  A paused step's waiters are set
+   aside, and are never in the way of others.
 10. Entries of a queue are dropped lazily: one that is no longer its waiter's is passed over when it
     comes up, and swept out before such entries outnumber the rest.
 
@@ -37,10 +37,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from ._records import QUEUED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ._core import StepCore
     from ._outcomes import BranchStatus
+    from ._rate import Gate
 
 RESUMES: Final = -inf  # in place of the negated priority
 
@@ -152,6 +153,7 @@ class Pool:
         "_queue",
         "admitted",
         "cap",
+        "gate",
         "parent",
         "paused",
         "steps",
@@ -165,26 +167,39 @@ class Pool:
         cap: int | float,
         paused: str | None = None,
         parent: Pool | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.cap: int | float = cap
+        self.gate: Gate | None = gate  # a rate
         self.parent: Pool | None = parent
         self.used: int = 0
         self.waiting: int = 0  # in its sub-caps too
         self.admitted: int = 0
         self.paused: str | None = paused
-        self.steps: dict[StepCore, None] = {}  # the open ones, in the order of opening
+        self.steps: dict[StepCore, None] = {}  # the open ones, sub-caps' too, as they opened
         self._ledger: Ledger | None = ledger  # the root's
         self._queue: Queue = Queue()
         self._arrival: Callable[[], int] = count(1).__next__ if parent is None else parent._arrival
         self._entry: Entry | None = None  # a sub-cap's offer, in its parent's queue
         self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
-        self._is_plain: bool = parent is None
+        self._is_plain: bool = parent is None and gate is None
         if parent is not None:
             parent._is_plain = False
 
     def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.steps)
+
+    def is_to_look(self) -> bool:
+        """Is a look at the queue due at the next checkpoint?"""
+        return self._kicked
+
+    def chain(self) -> Iterator[Pool]:
+        """Outward to the root."""
+        pool: Pool | None = self
+        while pool is not None:
+            yield pool
+            pool = pool.parent
 
     def root(self) -> Pool:
         pool = self
@@ -197,10 +212,7 @@ class Pool:
 
     def is_within(self, outer: Pool) -> bool:
         """Is the other one in our chain?"""
-        pool: Pool | None = self
-        while pool is not None and pool is not outer:
-            pool = pool.parent
-        return pool is not None
+        return outer in self.chain()
 
     # ------------------------------------------------------------ waiters come and go
 
@@ -245,20 +257,18 @@ class Pool:
     def _add(self, entry: Entry) -> None:
         self._queue.push(entry)
         self.waiting += 1
-        pool = self.parent
-        if pool is not None:
-            while pool is not None:
+        if self.parent is not None:
+            for pool in self.parent.chain():
                 pool.waiting += 1
-                pool = pool.parent
             self._offer()
 
     def _take_out(self, waiter: Waiter) -> None:
         waiter._entry = None
         self._has_stale = True
-        pool: Pool | None = self
-        while pool is not None:
+        for pool in self.chain():
             pool.waiting -= 1
-            pool = pool.parent
+            if pool.gate is not None and not pool.waiting:
+                pool.gate.close()
 
     def _sweep(self) -> None:
         if len(self._queue) > 2 * self.waiting + 1000 or not self.waiting:
@@ -270,8 +280,9 @@ class Pool:
         """The best ungated entry.  What is gated, or has gone, is taken out."""
         queue = self._queue
         while (entry := queue.peek()) is not None:
-            waiter = entry[3]
-            if waiter._entry is not entry:
+            waiter: Any = entry[3]
+            is_gone: bool = waiter._entry is not entry
+            if is_gone:
                 queue.pop()
             elif isinstance(waiter, Pool):
                 if waiter._stands_by_offer():
@@ -287,17 +298,27 @@ class Pool:
         """The best entry, if the pool would admit it."""
         if not self.waiting:
             return None
+        if self._is_plain and self.used >= self.cap:
+            return None
         entry = self._best()
         if entry is None or (self.paused is not None and entry[0] is not RESUMES):
             return None
         if self._is_plain:
-            return entry if self.used < self.cap else None
+            return entry
         waiter: Any = entry[3]
         while isinstance(waiter, Pool):
             entry_below = waiter._queue.peek()
             assert entry_below is not None
             waiter = entry_below[3]
-        return entry if self.fits(waiter._weight) else None
+        if not self.fits(waiter._weight):
+            return None
+        if self.gate is not None and entry[0] is not RESUMES and not self.gate.is_open(self._look):
+            return None
+        return entry
+
+    def _look(self) -> None:
+        self._offer()
+        self.root().dispatch()
 
     def _offer(self) -> None:
         """Tell the parent, and it its own, what we would admit."""
@@ -383,7 +404,10 @@ class Pool:
             pool.used += token.weight
             if entry is not None:
                 pool.waiting -= 1
-                pool.admitted += entry[0] is not RESUMES
+                if entry[0] is not RESUMES:
+                    pool.admitted += 1
+                    if pool.gate is not None:
+                        pool.gate.spend()
             if pool.parent is None:
                 return pool
             pool = pool.parent
@@ -423,7 +447,7 @@ class Pool:
         to whoever is next."""
         if self._is_plain and token.borrowers is None and self.used <= self.cap:
             if heir is not None:
-                if heir._entry is not None and heir._step.pool is self:
+                if heir._step.pool is self:
                     self._take_out(heir)
                     token.holder = heir
                     heir._token = token
@@ -445,18 +469,13 @@ class Pool:
         return self.root().dispatch(step) if self.waiting or self.parent is not None else None
 
     def _hand_over(self, token: Token, heir: Any) -> None:
-        if heir._entry is None or token.weight < heir._weight:
+        if token.weight < heir._weight:
             return
-        inherited = pool = heir._step.pool
-        if not self.is_within(pool):
-            return
-        while pool is not None:
-            if not pool.fits(heir._weight):
-                return
-            pool = pool.parent
-        inherited._has_stale = True
-        inherited._lend(heir)
-        heir._step.granted(heir)
+        pool = heir._step.pool
+        if self.is_within(pool) and all(outer.fits(heir._weight) for outer in pool.chain()):
+            pool._has_stale = True
+            pool._lend(heir)
+            heir._step.granted(heir)
 
     def give_back(self, token: Token) -> None:
         self._release(token)

@@ -6,11 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 
 from ._parking import Wait, check_no_circle, force
-from ._records import QUEUED, RUNNING, Record, running_record
+from ._records import QUEUED, RUNNING, Record, running_record, running_try
 from ._util import NoPublicConstructor, check_int, check_str, expected, is_number
 from .hosts import current_run, protected
 
 if TYPE_CHECKING:
+    from ._core import StepCore
     from ._outcomes import StepResult
     from .hosts._abc import Event, Run
 
@@ -81,7 +82,7 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
         waiter = enclosing_branch(run)
         if waiter is not None:
             check_no_circle(waiter, lambda record: record is self, "Branch.wait()", repr(self.key))
-        event = parking_event(run, waiter)
+        event = parking_event(run, waiter, self)
         done = self._done = self._done or []
         done.append(event)
         try:
@@ -103,10 +104,20 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
                 step.tell("branch_progressed", self, done, total)
 
 
-def enclosing_branch(run: Run) -> Branch[Any] | None:
+def _running() -> Record | None:
+    """None outside, and in a task that has outlived the branch, or the try, that it came from."""
     record = running_record.get(None)
     if record is None or record.status is not RUNNING:
-        return None  # outside, or in a task that has outlived the branch
+        return None
+    if record._tries is not None and running_try.get() != record.attempts:
+        return None
+    return record
+
+
+def enclosing_branch(run: Run) -> Branch[Any] | None:
+    record = _running()
+    if record is None:
+        return None
     step = record._step
     if step is None or step.run is not run:  # in a run of its own in a thread of the branch
         return None
@@ -118,8 +129,8 @@ class ParkingEvent(Wait):
 
     __slots__ = ("_event",)
 
-    def __init__(self, record: Record, event: Event) -> None:
-        super().__init__(record)
+    def __init__(self, record: Record, target: Record | StepCore, event: Event) -> None:
+        super().__init__(record, target)
         self._event: Event = event
 
     def set(self) -> None:
@@ -136,8 +147,8 @@ class ParkingEvent(Wait):
             await go_on(self)
 
 
-def parking_event(run: Run, waiter: Record | None) -> Event:
-    return run.event() if waiter is None else ParkingEvent(waiter, run.event())
+def parking_event(run: Run, waiter: Record | None, target: Record | StepCore) -> Event:
+    return run.event() if waiter is None else ParkingEvent(waiter, target, run.event())
 
 
 async def go_on(wait: Wait) -> None:
@@ -166,8 +177,8 @@ def current_branch() -> Branch[Any]:
     Traceback (most recent call last):
     RuntimeError: not inside a branch
     """
-    record = running_record.get(None)
-    if record is None or record.status is not RUNNING:
+    record = _running()
+    if record is None:
         raise RuntimeError("not inside a branch")
     return cast("Branch[Any]", record)
 

@@ -27,6 +27,7 @@ from ._records import (
     SKIPPED,
     STOPPED_AS,
     SUCCEEDED,
+    TIMED_OUT,
     Cause,
     Record,
 )
@@ -160,7 +161,7 @@ class StepCore:
         self.records[record.key] = record
         self.outstanding += 1
         if self.join is not None and self.join.is_over:
-            self.join = parking.Wait(self.join.record)
+            self.join = parking.Wait(self.join.record, self)
         admissible = self.cause is None
         if admissible:
             if self.rules is not None:
@@ -189,7 +190,8 @@ class StepCore:
         """Its function is called next."""
         record.status = RUNNING
         record.attempts += 1
-        record.started_at = now
+        if record.started_at is None:
+            record.started_at = now
         self.running += 1
         self.note_peak()
         if self.observers:
@@ -209,6 +211,8 @@ class StepCore:
 
     def raised(self, record: Record, error: Exception, now: float) -> Record | None:
         self._notice()
+        if record._tries is not None and self._is_tried_again(record, error, FAILED, now):
+            return self._pass_on(record, None)
         if self.is_stopping():
             self.cut += 1
         if self.is_refused(error):
@@ -227,8 +231,11 @@ class StepCore:
             record._reason = self.reason
             self.cut += 1
         elif cause is Cause.TIMEOUT:
+            error = TooSlowError(f"{record.key!r} {record._reason}")
+            if record._tries is not None and self._is_tried_again(record, error, TIMED_OUT, now):
+                return self._pass_on(record, None)
             self.failed += 1
-            record._value = TooSlowError(f"{record.key!r} {record._reason}")
+            record._value = error
         return self._ran(record, status, now, status in self.policy.asked_on)
 
     def is_refused(self, error: Exception) -> bool:
@@ -256,9 +263,8 @@ class StepCore:
         record.completion_index = self.ran
         self.ran += 1
         self.running -= 1
-        heir = self.parent
-        if heir is not None and not heir._waits:
-            heir = None
+        parent = self.parent
+        was_parked = parent is not None and bool(parent._waits)
         self._ended(record)
         if self.rules is not None and self.cause is None:
             self._apply_rules(record)
@@ -268,7 +274,9 @@ class StepCore:
             self._ask_late(record)
         if not self.outstanding:
             self._all_ended()
-        return self._pass_on(record, heir)
+        if was_parked and parent is not None and parent._entry is not None:
+            return self._pass_on(record, parent)  # its last wait has ended with this branch
+        return self._pass_on(record, None)
 
     def _all_ended(self) -> None:
         if self.join is not None:
@@ -285,6 +293,9 @@ class StepCore:
     def _ended(self, record: Record) -> None:
         record._fn = record._context = record._step = None
         record._args = ()
+        if record._tries is not None:
+            record._tries.stop_timer()
+            record._tries = None
         self.endings.append(record)
         self.outstanding -= 1
         if record._done is not None:
@@ -308,6 +319,69 @@ class StepCore:
             self._judge(record, asked)
         if not self.outstanding:
             self._all_ended()
+
+    # ------------------------------------------------------------ tries
+
+    def _is_tried_again(
+        self, record: Record, error: Exception, status: BranchStatus, now: float
+    ) -> bool:
+        """Its try has failed: queue it again after its back-off, if it may be tried again."""
+        tries = record._tries
+        assert tries is not None
+        assert record.started_at is not None
+        if self.cause is not None or record._cause not in (None, Cause.TIMEOUT):
+            return False
+        wait = tries.retry.wait_after(error, record.attempts, self.run.random())
+        if wait is None or now + wait > record.started_at + tries.retry.timeout:
+            return False
+        if record._token is None:
+            parking.leave(self, record)
+        self.running -= 1
+        record.status = QUEUED
+        record._cause = record._reason = None
+        record._context = tries.context.copy()
+        tries.failed(error, status, now + wait)
+        tries.timer = self.run.call_at(tries.due, lambda: self._queue_again(record))
+        if self.observers:
+            self.tell("branch_queued", record)
+        return True
+
+    def _queue_again(self, record: Record) -> None:
+        tries = record._tries
+        assert tries is not None
+        assert record.started_at is not None
+        tries.timer = None
+        if tries.retry.timeout != inf:
+            until = record.started_at + tries.retry.timeout
+            tries.timer = self.run.call_at(until, lambda: self._give_up(record))
+        self.pool.enter(record, self.depth)
+
+    def _give_up(self, record: Record) -> None:
+        """It has waited for its next try for too long."""
+        tries = record._tries
+        if tries is not None and record.status is QUEUED:
+            self.failed += 1
+            self._end_between_tries(record, tries.status, self.host.now())
+
+    def _end_between_tries(self, record: Record, status: BranchStatus, now: float) -> None:
+        """As one that had lent its token."""
+        assert record._tries is not None
+        record._value = record._tries.error
+        token, record._token = record._token, None
+        self.running += 1
+        self.parked += 1
+        self._ran(record, status, now, status in self.policy.asked_on)
+        record._token = token  # granted already: passed on once its place comes up
+
+    def _stop_queued(self, record: Record, reason: str, now: float) -> None:
+        if record.attempts:
+            cause = record._cause or self.cause
+            assert cause is not None
+            record._reason = reason
+            self._end_between_tries(record, STOPPED_AS[cause], now)
+        else:
+            self._unqueue(record)
+            self.skip(record, reason, now)
 
     def _apply_rules(self, record: Record) -> None:
         assert self.rules is not None
@@ -399,16 +473,23 @@ class StepCore:
         """Nothing will be admitted any more.  A stopped step still takes submissions of branches
         that unwind, and skips them."""
         self.closed = not self.is_stopping()
-        self.pool.steps.pop(self, None)
+        for pool in self.pool.chain():
+            pool.steps.pop(self, None)
 
     def cancel(self, record: Record, reason: str) -> bool:
         """Tell one branch to stop.  True if it was the first request."""
-        if record._step is None or record._cause is not None:
+        if record._step is None or self.is_stopping():
             return False
-        if self.is_stopping() or self._overtaken(record):
-            return False
-        self._tell_to_stop(record, Cause.CANCEL, reason)
-        return True
+        if record._cause is None and not self._overtaken(record):
+            self._tell_to_stop(record, Cause.CANCEL, reason)
+            return True
+        if record._cause is Cause.TIMEOUT and record._tries is not None:  # it may be tried again
+            record._cause = Cause.CANCEL
+            record._reason = reason
+            if self.observers:
+                self.tell("cancel_requested", record, reason)
+            return True
+        return False
 
     def _tell_to_stop(self, record: Record, cause: Cause, reason: str) -> None:
         record._cause = cause
@@ -416,8 +497,7 @@ class StepCore:
         if self.observers:
             self.tell("cancel_requested", record, reason)
         if record.status is QUEUED:  # an observer may have been quicker
-            self._unqueue(record)
-            self.skip(record, reason, self.host.now())
+            self._stop_queued(record, reason, self.host.now())
         elif record.status is RUNNING:
             self.host.stop(record, reason)
             parking.force(self, record)
@@ -505,8 +585,7 @@ class StepCore:
         for record in queued:
             if record.status is QUEUED:
                 self.cut += 1
-                self._unqueue(record)
-                self.skip(record, record._reason or reason, now)
+                self._stop_queued(record, record._reason or reason, now)
         self.held.clear()
 
     def _settle_timeouts(self) -> None:

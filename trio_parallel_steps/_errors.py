@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self
 import trio
 from trio import TooSlowError as TooSlowError
 
+from ._util import check_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -119,6 +121,21 @@ class StepTimeout(trio.TooSlowError):
     def __init__(self, message: str, result: ParallelResult[Any, Any] | None = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class Backpressure(Exception):
+    """Raise it in a branch (or map 429 and 503 to it) to say 'overloaded'.
+
+    Under a `Retry` the branch is queued again, after `retry_after` seconds if that is given.
+    """
+
+    retry_after: float | None
+
+    def __init__(self, message: str = "backpressure", *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            check_seconds("retry_after", retry_after)
+        self.retry_after = retry_after
 
 
 class BranchNotDone(Exception):

@@ -14,8 +14,9 @@ import attrs
 
 from ._admission import Entry, Pool, Token
 from ._branch import enclosing_branch
+from ._rate import Gate, Rate
 from ._records import QUEUED, RUNNING, SKIPPED
-from ._util import check_str, check_tokens
+from ._util import check_str, check_tokens, expected
 from .hosts import current_run, protected
 
 if TYPE_CHECKING:
@@ -84,11 +85,16 @@ class BranchLimiter:
     <BranchLimiter 'database': 0 of 2 in use, 0 waiting>
     """
 
-    __slots__ = ("_holders", "_name", "_paused", "_pool", "_run", "_total_tokens")
+    __slots__ = ("_holders", "_name", "_paused", "_pool", "_rate", "_run", "_total_tokens")
 
-    def __init__(self, total_tokens: int | float, *, name: str | None = None) -> None:
+    def __init__(
+        self, total_tokens: int | float, *, name: str | None = None, rate: Rate | None = None
+    ) -> None:
         self._total_tokens = check_tokens("total_tokens", total_tokens)
         self._name = None if name is None else check_str("name", name)
+        if not isinstance(rate, Rate | None):
+            raise TypeError(expected("rate", "a Rate or None", rate))
+        self._rate = rate
         self._paused: str | None = None
         self._run: Run | None = None
         self._pool: Pool | None = None
@@ -165,7 +171,8 @@ class BranchLimiter:
             self._run = run
             self._holders = {}
             ledger = run.ledger(self._total_tokens) if parent is None else None
-            self._pool = Pool(ledger, self._total_tokens, self._paused, parent)
+            gate = None if self._rate is None else Gate(self._rate, run)
+            self._pool = Pool(ledger, self._total_tokens, self._paused, parent, gate)
         return self._pool
 
     def _check_not_held(self, run: Run) -> None:

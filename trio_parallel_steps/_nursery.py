@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import attrs
 
 from ._branch import Branch, enclosing_branch, new_branch, parking_event
+from ._explain import explain
 from ._parking import check_no_circle
 from ._records import Cause
+from ._retry import Retry, Tries, check_retry
 from ._util import (
     NoPublicConstructor,
     check_async_fn,
@@ -80,6 +82,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
         priority: int = 0,
         weight: int = 1,
         timeout: float = math.inf,
+        retry: Retry | None = None,
     ) -> Branch[T]:
         """Submit a branch that calls ``async_fn(*args)``.
 
@@ -91,7 +94,8 @@ class BranchNursery(metaclass=NoPublicConstructor):
         `weight` is how many tokens it takes, >= 1; one heavier than the limit runs alone.
 
         `timeout` is in seconds from admission; a branch that it stops ends as TIMED_OUT, which
-        counts as a failure, with a `trio.TooSlowError` as its exception.
+        counts as a failure, with a `trio.TooSlowError` as its exception.  `retry` says whether it
+        is tried again; between tries it is QUEUED.
 
         Raises ValueError for a duplicate key, TypeError for what is known not to be an async
         function (a function that turns out not to be one when called fails its branch), and
@@ -112,9 +116,12 @@ class BranchNursery(metaclass=NoPublicConstructor):
             check_int("weight", weight, 1)
         if timeout != math.inf:
             check_seconds("timeout", timeout)
+        if retry is not None:
+            check_retry(retry)
         if key in core.records:
             raise ValueError(f"duplicate key {key!r}")
-        return self._submit(key, async_fn, args, priority, weight, timeout, self._run.now())
+        now = self._run.now()
+        return self._submit(key, async_fn, args, priority, weight, timeout, retry, now)
 
     def _submit(
         self,
@@ -124,11 +131,14 @@ class BranchNursery(metaclass=NoPublicConstructor):
         priority: int,
         weight: int,
         timeout: float,
+        retry: Retry | None,
         now: float,
     ) -> Branch[T]:
         context = contextvars.copy_context()
         core = self._core
         branch = new_branch(core, key, async_fn, args, priority, weight, timeout, context, now)
+        if retry is not None:
+            branch._tries = Tries(retry, context.copy())
         core.submit(branch)
         return branch
 
@@ -214,6 +224,24 @@ class BranchNursery(metaclass=NoPublicConstructor):
         completed._check_no_circle(enclosing_branch(self._run))
         return completed
 
+    def explain(self) -> dict[Any, str]:
+        """For each branch that waits, what it waits for: its admission ('limit: 4 of 4 in use',
+        'paused: memory', 'rate: 0.3 s', 'retry: 1.5 s'), or, parked, other branches.
+
+        >>> import trio
+        >>> from trio_parallel_steps import open_branch_nursery
+        >>> async def main():
+        ...     async with open_branch_nursery(1) as nursery:
+        ...         for key in "ab":
+        ...             nursery.start_soon(key, trio.lowlevel.checkpoint)
+        ...         await trio.lowlevel.checkpoint()
+        ...         print(nursery.explain())
+        >>> trio.run(main)
+        {'b': 'limit: 1 of 1 in use'}
+        """
+        self._run.check_thread()
+        return explain(self._core)
+
     def statistics(self) -> NurseryStatistics:
         """How the step stands now."""
         core = self._core
@@ -267,7 +295,7 @@ class _Completed:
         if self._position == len(core.endings) and core.outstanding:
             waiter = enclosing_branch(core.run)
             self._check_no_circle(waiter)
-            event = parking_event(core.run, waiter)
+            event = parking_event(core.run, waiter, core)
             core.listeners.append(event)
             try:
                 await event.wait()

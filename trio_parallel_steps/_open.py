@@ -119,7 +119,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         self._opened_at = run.now()
         self._opened_at_unix = time.time()
         await self._host.enter(core, options.timeout)
-        pool.steps[core] = None
+        for used in pool.chain():
+            used.steps[core] = None
         if options.breach is not None:
             options.breach._steps[core] = None
         if options.budget is not None:
@@ -141,7 +142,7 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         left = _body_ended(core, exc)
         parent = enclosing_branch(core.run)
         if core.outstanding and parent is not None and parent is core.parent:
-            core.join = Wait(parent)
+            core.join = Wait(parent, core)
         outside = await self._host.leave(left, traceback if left is exc else None)
         if core.join is not None:
             try:

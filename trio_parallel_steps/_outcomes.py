@@ -93,7 +93,8 @@ class StepResult(Generic[T_co]):
         """One human sentence; None on success."""
         if self.success:
             return None
-        why = self.reason if self.exception is None else said(self.exception)
+        was_stopped = self.status in (BranchStatus.CANCELLED, BranchStatus.BREACHED)
+        why = self.reason if self.exception is None or was_stopped else said(self.exception)
         return f"{self.name!r} {SAID[self.status]}: {why}"
 
     @property

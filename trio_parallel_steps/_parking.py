@@ -16,25 +16,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._records import RUNNING
+from ._records import NONE, RUNNING, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ._core import StepCore
-    from ._records import Record
 
 
 class Wait:
     """A wait of a task of the branch, from its making to its `end`."""
 
-    __slots__ = ("_attempt", "is_over", "record")
+    __slots__ = ("_attempt", "is_over", "record", "target")
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, target: Record | StepCore) -> None:
         self.record: Record = record
+        self.target: Record | StepCore = target
         self.is_over: bool = False
         self._attempt: int = record.attempts
-        _begin(record)
+        _begin(record, self)
+
+    def what(self) -> str:
+        target = self.target
+        if isinstance(target, Record):
+            return repr(target.key)
+        return f"step {target.name!r}, {target.outstanding} to end"
 
     def end(self) -> None:
         if self.is_over:
@@ -42,8 +48,9 @@ class Wait:
         self.is_over = True
         record = self.record
         if record.status is RUNNING and record.attempts == self._attempt:
-            record._waits -= 1
+            record._waits.remove(self)
             if not record._waits:
+                record._waits = NONE
                 _ask_back(record)
 
     def is_held_up(self) -> bool:
@@ -51,8 +58,11 @@ class Wait:
         return self.record.attempts == self._attempt and is_resuming(self.record)
 
 
-def _begin(record: Record) -> None:
-    record._waits += 1
+def _begin(record: Record, wait: Wait) -> None:
+    if record._waits:
+        record._waits.append(wait)
+        return
+    record._waits = [wait]
     step = record._step
     assert step is not None
     if record._entry is not None:
@@ -103,7 +113,7 @@ def leave(step: StepCore, record: Record) -> None:
     if record._entry is not None:
         step.pool.forget(record)
     step.parked -= 1
-    record._waits = 0
+    record._waits = NONE
     _wake(record)
 
 

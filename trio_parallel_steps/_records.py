@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ._admission import Entry, Token
     from ._core import StepCore
+    from ._parking import Wait
+    from ._retry import Tries
 
 QUEUED: Final = BranchStatus.QUEUED
 RUNNING: Final = BranchStatus.RUNNING
@@ -29,6 +31,9 @@ TIMED_OUT: Final = BranchStatus.TIMED_OUT
 CANCELLED: Final = BranchStatus.CANCELLED
 BREACHED: Final = BranchStatus.BREACHED
 SKIPPED: Final = BranchStatus.SKIPPED
+
+
+NONE: Final[list[Any]] = []  # never written to
 
 
 class Cause(enum.Enum):
@@ -89,6 +94,7 @@ class Record:
         "_step",
         "_timeout",
         "_token",
+        "_tries",
         "_value",
         "_waits",
         "_weight",
@@ -129,7 +135,8 @@ class Record:
         self._weight: int = weight  # how many tokens it takes
         self._entry: Entry | None = None  # its place in the pool's queue
         self._token: Token | None = None  # what it may run by, once granted; lent while parked
-        self._waits: int = 0  # in how many waits of ours its tasks are
+        self._waits: list[Wait] = NONE  # what its tasks are in
+        self._tries: Tries | None = None  # if it may be tried again
         self._resumed: list[Waker] | None = None  # to be set once it may go on
         self._place: Any = None  # the host's own: where it runs
         self._cause: Cause | None = None  # the first request to stop it alone
@@ -150,7 +157,7 @@ class Record:
 
     @property
     def exception(self) -> Exception | None:
-        """What it raised, or the TooSlowError of its own timeout; None for any other ending."""
+        """What it raised last, or the TooSlowError of its own timeout; None if there was none."""
         return None if self.status is SUCCEEDED else self._value
 
     @property
@@ -186,3 +193,6 @@ class Record:
 # Whose code is running: set in the branch's own copy of its context, so tasks and threads that it
 # starts inherit it.
 running_record: Final[contextvars.ContextVar[Record]] = contextvars.ContextVar("running_record")
+
+# Which of its tries, for one that may be tried again.
+running_try: Final[contextvars.ContextVar[int]] = contextvars.ContextVar("running_try")

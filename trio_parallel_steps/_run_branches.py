@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from ._open import NurseryOptions, open_branch_nursery
+from ._retry import Retry, check_retry
 from ._util import check_async_fn, check_int, check_key, check_seconds, expected
 from .hosts import loop_runner, protected
 
@@ -30,14 +31,15 @@ async def run_branches(
     priorities: Mapping[K, int] | None = None,
     weights: Mapping[K, int] | None = None,
     branch_timeout: float = math.inf,
+    retry: Retry | None = None,
     **nursery_options: Unpack[NurseryOptions],
 ) -> ParallelResult[K, T]:
     """Run them all under `limit`, and return when all have ended.  A checkpoint.
 
     `branches` maps keys to async functions without arguments; `priorities` (0 where not named) say
     who is admitted first, higher before lower; `weights` (1 where not named) how many tokens each
-    takes; `branch_timeout` is in seconds, for each branch from its admission.  The other options,
-    and what is raised, are `open_branch_nursery`'s.
+    takes; `branch_timeout` is in seconds, for each branch from its admission; `retry` is for each
+    of them.  The other options, and what is raised, are `open_branch_nursery`'s.
 
     >>> import trio
     >>> async def fetch(n):
@@ -54,8 +56,9 @@ async def run_branches(
     check_seconds("branch_timeout", branch_timeout)
     _check_ints("priorities", priorities, branches)
     _check_ints("weights", weights, branches, 1)
+    check_retry(retry)
     async with open_branch_nursery(limit, **nursery_options) as nursery:
-        _submit_all(nursery, branches, priorities or {}, weights or {}, branch_timeout)
+        _submit_all(nursery, branches, priorities or {}, weights or {}, branch_timeout, retry)
     return nursery.result
 
 
@@ -95,11 +98,12 @@ def _submit_all(
     priorities: Mapping[Any, int],
     weights: Mapping[Any, int],
     timeout: float,
+    retry: Retry | None,
 ) -> None:
     now = nursery._run.now()
     for key, async_fn in branches.items():
         priority, weight = priorities.get(key, 0), weights.get(key, 1)
-        nursery._submit(key, async_fn, (), priority, weight, timeout, now)
+        nursery._submit(key, async_fn, (), priority, weight, timeout, retry, now)
 
 
 def run_branches_sync(

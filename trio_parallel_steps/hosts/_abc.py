@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
+from random import random
 from threading import get_ident
 from types import CodeType, CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._announce import Announcer
 from .._cpus import usable_cpus
-from .._records import running_record
+from .._records import running_record, running_try
 from .._util import not_async
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Event(Protocol):
     async def wait(self) -> None: ...
 
 
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
 class Run(Protocol):
     """One run of an event loop, and what all steps in it share."""
 
@@ -45,6 +50,10 @@ class Run(Protocol):
         """RuntimeError in any thread but the event loop's."""
 
     def now(self) -> float: ...
+    def call_at(self, when: float, call: Callable[[], object]) -> Timer: ...
+    def random(self) -> float:
+        """From 0 to 1."""
+
     def event(self) -> Event: ...
     def ledger(self, total_tokens: int | float) -> Ledger: ...
     def current_task(self) -> Hashable: ...
@@ -62,11 +71,12 @@ class Run(Protocol):
 class BaseRun:
     """What is the same on every event loop."""
 
-    __slots__ = ("_default_limit", "announcer", "thread")
+    __slots__ = ("_default_limit", "announcer", "random", "thread")
 
     def __init__(self) -> None:
         self.announcer: Announcer = Announcer()
         self.thread: int = get_ident()
+        self.random: Callable[[], float] = random
         self._default_limit: int = 0
 
     def default_limit(self) -> int:
@@ -125,6 +135,8 @@ thread_check: Final[ContextVar[Callable[[], None]]] = ContextVar("thread_check")
 def start_call(record: Record) -> Awaitable[Any]:
     """Call the branch's function, in whose context this is."""
     running_record.set(record)
+    if record._tries is not None:
+        running_try.set(record.attempts)
     async_fn = record._fn
     assert async_fn is not None
     awaitable = async_fn(*record._args)

@@ -86,6 +86,9 @@ class AsyncioRun(BaseRun):
                 "use loop.call_soon_threadsafe to call it there"
             )
 
+    def call_at(self, when: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        return self.loop.call_at(when, call)
+
     def event(self) -> AsyncioEvent:
         return AsyncioEvent()
 

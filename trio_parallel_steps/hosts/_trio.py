@@ -31,13 +31,14 @@ from trio.lowlevel import (
 from .._records import Cause, Record
 from ._abc import BaseRun, first_leaf, split, thread_check
 from ._trio_runner import Runner
+from ._trio_timers import Timers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from .._core import StepCore
-    from ._abc import Event
+    from ._abc import Event, Timer
 
 protected = enable_ki_protection
 run = trio.run
@@ -48,13 +49,14 @@ SLICE: Final = 0.0005  # seconds
 class TrioRun(BaseRun):
     """What all steps of one trio run share."""
 
-    __slots__ = ("_slices", "now", "slice_end")
+    __slots__ = ("_slices", "call_at", "now", "slice_end")
 
     groups_crashes = True
 
     def __init__(self) -> None:
         super().__init__()
         self.now: Callable[[], float] = current_clock().current_time
+        self.call_at: Callable[[float, Callable[[], object]], Timer] = Timers(self.now).call_at
         self.slice_end = 0.0
         self._slices = 0
 
