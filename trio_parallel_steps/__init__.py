@@ -12,6 +12,7 @@ from ._errors import (
     BudgetExceeded as BudgetExceeded,
     StepTimeout as StepTimeout,
 )
+from ._hedged import hedged as hedged
 from ._limiter import (
     BranchLimiter as BranchLimiter,
     LimiterStatistics as LimiterStatistics,

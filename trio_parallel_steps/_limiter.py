@@ -16,6 +16,7 @@ from ._admission import Entry, Pool, Token
 from ._branch import enclosing_branch
 from ._rate import Gate, Rate
 from ._records import QUEUED, RUNNING, SKIPPED
+from ._stalls import report
 from ._util import check_str, check_tokens, expected
 from .hosts import current_run, protected
 
@@ -141,6 +142,19 @@ class BranchLimiter:
         return LimiterStatistics(
             self._total_tokens, self.borrowed_tokens, waiting, self._paused, admitted
         )
+
+    def stall_report(self) -> str:
+        """If nothing moves: who holds its tokens and where their code stands, and who waits for
+        what, in lines for a person to read.
+
+        What waits through this package can't stall; a branch that waits for a queued one through
+        an event of one's own can.
+        """
+        pool = self._pool
+        if self._run is None or pool is None:
+            return f"{self!r}\n"
+        self._check_thread()
+        return report(repr(self), pool, self._run, self._holders)
 
     @protected
     def pause(self, reason: str) -> None:

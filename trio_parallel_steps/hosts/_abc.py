@@ -19,8 +19,8 @@ from .._records import running_record, running_try
 from .._util import not_async
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+    from types import FrameType, TracebackType
 
     from .._admission import Ledger
     from .._core import StepCore
@@ -57,6 +57,9 @@ class Run(Protocol):
     def event(self) -> Event: ...
     def ledger(self, total_tokens: int | float) -> Ledger: ...
     def current_task(self) -> Hashable: ...
+    def await_frames(self, task: Any) -> Iterable[tuple[FrameType, int]]:
+        """Where the code of a suspended task stands, outermost first: frames and line numbers."""
+
     def default_limit(self) -> int: ...
     def host(self, name: str, redeliver: float) -> Host: ...
     def split_cancelled(
@@ -124,6 +127,9 @@ class Host(Protocol):
 
     def now(self) -> float: ...
 
+    def task_of(self, record: Record) -> Any:
+        """The task in which it runs."""
+
     def wake(self) -> None:
         """Nothing is outstanding: let the block go."""
 
@@ -161,6 +167,20 @@ def first_leaf(exc: BaseException) -> BaseException:
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc
+
+
+def await_frames(awaited: Any) -> Iterator[tuple[FrameType, int]]:
+    """Of a suspended coroutine, and of what it awaits."""
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is None:  # a future, say
+            return
+        yield frame, frame.f_lineno
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+
+
+def users_frames(awaited: Any, engine: frozenset[CodeType]) -> Iterator[tuple[FrameType, int]]:
+    return (place for place in await_frames(awaited) if place[0].f_code not in engine)
 
 
 # What each event loop says to a function of the other's.

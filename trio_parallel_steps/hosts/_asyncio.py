@@ -24,12 +24,13 @@ from weakref import ref
 
 from .._announce import warn
 from .._records import QUEUED, RUNNING, Cause, Record
-from ._abc import BaseRun, first_leaf, name_foreign, split, start_call, strip
+from ._abc import BaseRun, first_leaf, name_foreign, split, start_call, strip, users_frames
+from ._asyncio_ledger import CountingLedger
 from ._asyncio_shields import run_in_thread, shield, wait_shielded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-    from types import TracebackType
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from types import FrameType, TracebackType
 
     from .._core import StepCore
     from ._abc import Event
@@ -42,27 +43,6 @@ class AsyncioEvent(asyncio.Event):
 
     async def wait(self) -> None:  # type: ignore[override]
         await (asyncio.sleep(0) if self.is_set() else super().wait())
-
-
-class CountingLedger:
-    __slots__ = ("borrowed", "total")
-
-    def __init__(self, total_tokens: int | float) -> None:
-        self.total = total_tokens
-        self.borrowed = 0
-
-    def take(self, borrower: object) -> None:
-        assert self.borrowed < self.total, "the core granted what is not there"
-        self.borrowed += 1
-
-    def give(self, borrower: object) -> None:
-        self.borrowed -= 1
-
-    def available(self) -> int | float:
-        return self.total - self.borrowed
-
-    def set_total(self, total_tokens: int | float) -> None:
-        self.total = total_tokens
 
 
 class AsyncioRun(BaseRun):
@@ -97,6 +77,9 @@ class AsyncioRun(BaseRun):
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
+
+    def await_frames(self, task: asyncio.Task[Any]) -> Iterable[tuple[FrameType, int]]:
+        return users_frames(task.get_coro(), ENGINE)
 
     def host(self, name: str, redeliver: float) -> AsyncioHost:
         return AsyncioHost(self, name, redeliver)
@@ -302,6 +285,9 @@ class AsyncioHost:
     def wake(self) -> None:
         if self._idle is not None and not self._idle.done() and not self._core.outstanding:
             self._idle.set_result(None)
+
+    def task_of(self, record: Record) -> asyncio.Task[None] | None:
+        return record._place if isinstance(record._place, asyncio.Task) else None
 
     def overtaken(self, record: Record | None) -> Cause | None:
         now = self.now()

@@ -29,13 +29,13 @@ from trio.lowlevel import (
 )
 
 from .._records import Cause, Record
-from ._abc import BaseRun, first_leaf, split, thread_check
-from ._trio_runner import Runner
+from ._abc import BaseRun, await_frames, first_leaf, split, thread_check, users_frames
+from ._trio_runner import ENGINE, Runner, drive
 from ._trio_timers import Timers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
+    from collections.abc import Callable, Iterator
+    from types import FrameType, TracebackType
 
     from .._core import StepCore
     from ._abc import Event, Timer
@@ -74,6 +74,13 @@ class TrioRun(BaseRun):
 
     def current_task(self) -> trio.lowlevel.Task:
         return current_task()
+
+    def await_frames(self, task: trio.lowlevel.Task) -> Iterator[tuple[FrameType, int]]:
+        for frame, line in await_frames(task.coro):
+            if frame.f_code is drive.__code__:  # it sends to the branch's coroutine itself
+                yield from users_frames(frame.f_locals["coroutine"], ENGINE)
+            elif frame.f_code not in ENGINE:
+                yield frame, line
 
     def host(self, name: str, redeliver: float) -> TrioHost:
         return TrioHost(self, name)
@@ -228,6 +235,10 @@ class TrioHost:
     def is_cancelled(self) -> bool:
         status = self._nursery.cancel_scope._cancel_status
         return status is not None and status.effectively_cancelled
+
+    def task_of(self, record: Record) -> trio.lowlevel.Task | None:
+        name = f"{self.name}/{record.key}"
+        return next((task for task in self._nursery.child_tasks if task.name == name), None)
 
     # ------------------------------------------------------------ its tasks
 
