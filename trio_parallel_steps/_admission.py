@@ -187,6 +187,14 @@ class Pool:
         if parent is not None:
             parent._is_plain = False
 
+    def in_use(self) -> tuple[int, int | float]:
+        """Tokens that are, and the total."""
+        return self.used, self.cap
+
+    def weighs(self) -> bool:
+        """May a branch take more than one token?"""
+        return True
+
     def is_idle(self) -> bool:
         return not (self.used or self.waiting or self.steps)
 
@@ -209,6 +217,10 @@ class Pool:
 
     def fits(self, weight: int) -> bool:
         return self.used + weight <= self.cap or not self.used
+
+    def has_room(self, weight: int) -> bool:
+        """As `fits`, for those who explain."""
+        return self.fits(weight)
 
     def is_within(self, outer: Pool) -> bool:
         """Is the other one in our chain?"""
@@ -391,8 +403,7 @@ class Pool:
     def _lend(self, waiter: Any) -> None:
         """Take its weight in the whole chain."""
         token = Token(waiter, waiter._weight)
-        pool = self._use(token, entry=waiter._entry)
-        self._borrow(pool, token)
+        self._use(token, entry=waiter._entry)._borrow(token)
         waiter._entry = None
         waiter._token = token
         self._offer()
@@ -412,12 +423,11 @@ class Pool:
                 return pool
             pool = pool.parent
 
-    @staticmethod
-    def _borrow(root: Pool, token: Token) -> None:
+    def _borrow(self, token: Token) -> None:
         """From the root's ledger, as far as it has tokens."""
-        ledger = root._ledger
+        ledger = self._ledger
         assert ledger is not None
-        if token.weight == 1 and root.used <= root.cap:
+        if token.weight == 1 and self.used <= self.cap:
             ledger.take(token)
             return
         borrowed = min(token.weight, max(0, ledger.available()))
@@ -425,12 +435,24 @@ class Pool:
         for borrower in token.borrowers:
             ledger.take(borrower)
 
+    def _give(self, token: Token) -> None:
+        ledger = self._ledger
+        assert ledger is not None
+        if token.borrowers is None:
+            ledger.give(token)
+        else:
+            for borrower in token.borrowers:
+                ledger.give(borrower)
+
+    def _yield_to_others(self) -> None:
+        """Nobody else borrows from a ledger of ours."""
+
     def force(self, waiter: Any) -> None:
         """Over the cap if need be: it has been told to stop, and unwinds."""
         token = Token(waiter, waiter._weight)
         if waiter._entry is not None:
             self._take_out(waiter)
-        self._borrow(self._use(token, entry=None), token)
+        self._use(token, entry=None)._borrow(token)
         waiter._token = token
         self._offer()
 
@@ -466,7 +488,9 @@ class Pool:
         self._release(token)
         if heir is not None:
             self._hand_over(token, heir)
-        return self.root().dispatch(step) if self.waiting or self.parent is not None else None
+        root = self.root()
+        root._yield_to_others()
+        return root.dispatch(step)
 
     def _hand_over(self, token: Token, heir: Any) -> None:
         if token.weight < heir._weight:
@@ -479,7 +503,9 @@ class Pool:
 
     def give_back(self, token: Token) -> None:
         self._release(token)
-        self.root().dispatch()
+        root = self.root()
+        root._yield_to_others()
+        root.dispatch()
 
     def _release(self, token: Token) -> None:
         pool = self
@@ -491,13 +517,7 @@ class Pool:
             if pool.parent is None:
                 break
             pool = pool.parent
-        ledger = pool._ledger
-        assert ledger is not None
-        if token.borrowers is None:
-            ledger.give(token)
-        else:
-            for borrower in token.borrowers:
-                ledger.give(borrower)
+        pool._give(token)
         self._offer()
 
     # ------------------------------------------------------------ changes

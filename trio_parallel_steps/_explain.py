@@ -41,7 +41,7 @@ def _what_holds(pool: Pool, weight: int, is_new: bool) -> str:
     while within is not None:
         if is_new and within.paused is not None:
             return f"paused: {within.paused}"
-        if not within.fits(weight):
+        if not within.has_room(weight):
             return _in_use(within)
         if is_new and within.gate is not None and (seconds := within.gate.opens_in()):
             return f"rate: {seconds:.3g} s"
@@ -52,4 +52,5 @@ def _what_holds(pool: Pool, weight: int, is_new: bool) -> str:
 
 
 def _in_use(pool: Pool) -> str:
-    return f"limit: {pool.used} of {pool.cap} in use"
+    used, total = pool.in_use()
+    return f"limit: {used} of {total} in use"

@@ -8,17 +8,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias, final
 
 import attrs
 
 from ._admission import Entry, Pool, Token
 from ._branch import enclosing_branch
+from ._foreign import ForeignPool
 from ._rate import Gate, Rate
 from ._records import QUEUED, RUNNING, SKIPPED
 from ._stalls import report
 from ._util import check_str, check_tokens, expected
-from .hosts import current_run, protected
+from .hosts import CapacityLimiter, current_run, protected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -86,7 +88,17 @@ class BranchLimiter:
     <BranchLimiter 'database': 0 of 2 in use, 0 waiting>
     """
 
-    __slots__ = ("_holders", "_name", "_paused", "_pool", "_rate", "_run", "_total_tokens")
+    __slots__ = (
+        "__weakref__",
+        "_foreign",
+        "_holders",
+        "_name",
+        "_paused",
+        "_pool",
+        "_rate",
+        "_run",
+        "_total_tokens",
+    )
 
     def __init__(
         self, total_tokens: int | float, *, name: str | None = None, rate: Rate | None = None
@@ -96,6 +108,7 @@ class BranchLimiter:
         if not isinstance(rate, Rate | None):
             raise TypeError(expected("rate", "a Rate or None", rate))
         self._rate = rate
+        self._foreign: CapacityLimiter | None = None  # of the user's own, from which it borrows
         self._paused: str | None = None
         self._run: Run | None = None
         self._pool: Pool | None = None
@@ -109,14 +122,14 @@ class BranchLimiter:
     @property
     def total_tokens(self) -> int | float:
         """Settable at run time; shrinking never cancels, it admits fewer."""
-        return self._total_tokens
+        return self._total_tokens if self._foreign is None else self._foreign.total_tokens
 
     @total_tokens.setter
     @protected
     def total_tokens(self, total_tokens: int | float) -> None:
         check_tokens("total_tokens", total_tokens)
         self._check_thread()
-        old, self._total_tokens = self._total_tokens, total_tokens
+        old, self._total_tokens = self.total_tokens, total_tokens
         if self._pool is not None and old != total_tokens:
             self._pool.set_cap(total_tokens)
             for step in self._pool.steps:
@@ -127,12 +140,12 @@ class BranchLimiter:
     @property
     def borrowed_tokens(self) -> int:
         """How many are in use."""
-        return 0 if self._pool is None else self._pool.used
+        return 0 if self._pool is None else self._pool.in_use()[0]
 
     @property
     def available_tokens(self) -> int | float:
         """How many are not; negative after a shrink."""
-        return self._total_tokens - self.borrowed_tokens
+        return self.total_tokens - self.borrowed_tokens
 
     def statistics(self) -> LimiterStatistics:
         """How it stands now."""
@@ -140,7 +153,7 @@ class BranchLimiter:
             (0, 0) if (pool := self._pool) is None else (pool.waiting, pool.admitted)
         )
         return LimiterStatistics(
-            self._total_tokens, self.borrowed_tokens, waiting, self._paused, admitted
+            self.total_tokens, self.borrowed_tokens, waiting, self._paused, admitted
         )
 
     def stall_report(self) -> str:
@@ -184,10 +197,15 @@ class BranchLimiter:
                 raise RuntimeError(f"{self!r} is in use by another run of an event loop")
             self._run = run
             self._holders = {}
-            ledger = run.ledger(self._total_tokens) if parent is None else None
-            gate = None if self._rate is None else Gate(self._rate, run)
-            self._pool = Pool(ledger, self._total_tokens, self._paused, parent, gate)
+            self._pool = self._new_pool(run, parent)
         return self._pool
+
+    def _new_pool(self, run: Run, parent: Pool | None) -> Pool:
+        if self._foreign is not None:
+            return ForeignPool(run.shared_ledger(self._foreign), self._paused)
+        ledger = run.ledger(self._total_tokens) if parent is None else None
+        gate = None if self._rate is None else Gate(self._rate, run)
+        return Pool(ledger, self._total_tokens, self._paused, parent, gate)
 
     def _check_not_held(self, run: Run) -> None:
         """Who waits for a token of the pool that it holds one of may wait for ever."""
@@ -240,11 +258,28 @@ class BranchLimiter:
         paused = "" if self._paused is None else f", paused: {self._paused}"
         waiting = 0 if self._pool is None else self._pool.waiting
         return (
-            f"<BranchLimiter{name}: {self.borrowed_tokens} of {self._total_tokens} in use, "
+            f"<BranchLimiter{name}: {self.borrowed_tokens} of {self.total_tokens} in use, "
             f"{waiting} waiting{paused}>"
         )
 
 
-LimitLike: TypeAlias = int | float | BranchLimiter | None
+def limiter_over(limiter: CapacityLimiter, run: Run) -> BranchLimiter:
+    """One for all steps of the run that are given the same limiter."""
+    over: BranchLimiter | None = run.limiters.get(id(limiter))
+    if over is None:
+        over = BranchLimiter(math.inf)
+        over._foreign = limiter
+        over._bind(run)
+        run.limiters[id(limiter)] = over
+    return over
+
+
+def check_weighs(pool: Pool, name: str, weight: int) -> None:
+    if weight != 1 and not pool.root().weighs():
+        raise ValueError(expected(name, "1, as a trio.CapacityLimiter lends one token", weight))
+
+
+LimitLike: TypeAlias = int | float | BranchLimiter | CapacityLimiter | None
 """What may be a limit: so many branches in flight (an int >= 1 or math.inf), a pool shared with
-other steps, or None for the default."""
+other steps, a `trio.CapacityLimiter` shared with the user's own trio code, or None for the default.
+"""

@@ -13,6 +13,7 @@ import attrs
 
 from ._branch import Branch, enclosing_branch, new_branch, parking_event
 from ._explain import explain
+from ._limiter import check_weighs
 from ._parking import check_no_circle
 from ._records import Cause
 from ._retry import Retry, Tries, check_retry
@@ -113,7 +114,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
         if priority != 0 or type(priority) is not int:
             check_int("priority", priority)
         if weight != 1 or type(weight) is not int:
-            check_int("weight", weight, 1)
+            check_weighs(core.pool, "weight", check_int("weight", weight, 1))
         if timeout != math.inf:
             check_seconds("timeout", timeout)
         if retry is not None:

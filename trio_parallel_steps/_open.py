@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
@@ -18,7 +17,7 @@ from ._breach import Breach
 from ._core import StepCore
 from ._endings import conclude
 from ._errors import Breached
-from ._limiter import BranchLimiter, LimitLike
+from ._limiter import BranchLimiter, LimitLike, limiter_over
 from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
 from ._parking import Wait
@@ -28,7 +27,7 @@ from ._rules import CancelRule, Rules
 from ._spending import Budget, check_budget
 from ._util import NoPublicConstructor, check_all, check_seconds, check_str, check_tokens, expected
 from .abc import Observer
-from .hosts import check_host, current_run, protected
+from .hosts import CapacityLimiter, check_host, current_run, protected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,6 +84,11 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         self._host: Host
         self._opened_at: float
         self._opened_at_unix: float
+
+    def pool(self) -> Pool:
+        """What the step's branches will be admitted from, were it opened here."""
+        run = current_run(self._options.host)
+        return _limiter(self._options.limit, run, enclosing_branch(run))[1]
 
     @protected
     async def __aenter__(self) -> BranchNursery:
@@ -188,6 +192,8 @@ def _limiter(
     limit: LimitLike, run: Run, enclosing: Branch[Any] | None
 ) -> tuple[BranchLimiter, Pool]:
     """Inside a branch, None is its own step's limiter, and a number a sub-cap of that one."""
+    if isinstance(limit, CapacityLimiter):
+        limit = limiter_over(limit, run)
     if isinstance(limit, BranchLimiter):
         return limit, limit._bind(run)
     step = None if enclosing is None else enclosing._step
@@ -236,14 +242,15 @@ def open_branch_nursery(
     observers: Iterable[Observer] = (),
     host: str | None = None,
     redeliver: float = math.inf,
-) -> AbstractAsyncContextManager[BranchNursery]:
+) -> BranchNurseryManager:
     """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
 
     `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that
     is shared with other steps; None means ``min(10, 2 * usable_cpus())``.  Inside a branch, None
     means the limiter that the branch runs on, and a number is a sub-cap: its branches take a token
-    of both.  A `BranchLimiter` opts out of the one around it.  A branch lends its token while it
-    waits for a nested block, or for another branch, so nesting can't stall.
+    of both.  A `BranchLimiter` opts out of the one around it, and so does a `trio.CapacityLimiter`,
+    which is shared, first come first served, with whatever else borrows from it.  A branch lends
+    its token while it waits for a nested block, or for another branch, so nesting can't stall.
 
     `fail_after` and `move_on_after` are seconds from entering the block; then all is cancelled, and
     the block raises `StepTimeout`, or goes on with what there is.  Only one of the two.
@@ -275,8 +282,8 @@ def open_branch_nursery(
     >>> trio.run(main)
     {0: 0, 1: 1, 2: 4}
     """
-    if not isinstance(limit, BranchLimiter | None):
-        check_tokens("limit", limit, "an int >= 1, math.inf or a BranchLimiter")
+    if not isinstance(limit, BranchLimiter | CapacityLimiter | None):
+        check_tokens("limit", limit, "an int >= 1, math.inf or a limiter")
     check_seconds("fail_after", fail_after)
     check_seconds("move_on_after", move_on_after)
     if fail_after != math.inf and move_on_after != math.inf:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
+from ._limiter import check_weighs
 from ._open import NurseryOptions, open_branch_nursery
 from ._retry import Retry, check_retry
 from ._util import check_async_fn, check_int, check_key, check_seconds, expected
@@ -57,7 +58,12 @@ async def run_branches(
     _check_ints("priorities", priorities, branches)
     _check_ints("weights", weights, branches, 1)
     check_retry(retry)
-    async with open_branch_nursery(limit, **nursery_options) as nursery:
+    manager = open_branch_nursery(limit, **nursery_options)
+    if weights:
+        pool = manager.pool()
+        for key, weight in weights.items():
+            check_weighs(pool, f"weights[{key!r}]", weight)
+    async with manager as nursery:
         _submit_all(nursery, branches, priorities or {}, weights or {}, branch_timeout, retry)
     return nursery.result
 

@@ -12,6 +12,7 @@ from random import random
 from threading import get_ident
 from types import CodeType, CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from .._announce import Announcer
 from .._cpus import usable_cpus
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from .._admission import Ledger
     from .._core import StepCore
+    from .._foreign import SharedLedger
     from .._records import Cause, Record
 
 
@@ -43,6 +45,8 @@ class Run(Protocol):
     """One run of an event loop, and what all steps in it share."""
 
     announcer: Announcer
+    limiters: WeakValueDictionary[int, Any]
+    """Those over limiters of the user's own, by the id of what they are over (and keep alive)."""
     groups_crashes: bool
     """Whether a KeyboardInterrupt leaves a block in a group."""
 
@@ -56,6 +60,9 @@ class Run(Protocol):
 
     def event(self) -> Event: ...
     def ledger(self, total_tokens: int | float) -> Ledger: ...
+    def shared_ledger(self, limiter: Any) -> SharedLedger:
+        """Over a limiter of the user's own; RuntimeError if it is not this event loop's."""
+
     def current_task(self) -> Hashable: ...
     def await_frames(self, task: Any) -> Iterable[tuple[FrameType, int]]:
         """Where the code of a suspended task stands, outermost first: frames and line numbers."""
@@ -74,11 +81,12 @@ class Run(Protocol):
 class BaseRun:
     """What is the same on every event loop."""
 
-    __slots__ = ("_default_limit", "announcer", "random", "thread")
+    __slots__ = ("_default_limit", "announcer", "limiters", "random", "thread")
 
     def __init__(self) -> None:
         self.announcer: Announcer = Announcer()
         self.thread: int = get_ident()
+        self.limiters: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self.random: Callable[[], float] = random
         self._default_limit: int = 0
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from weakref import ref
 
 from .._announce import warn
@@ -74,6 +74,9 @@ class AsyncioRun(BaseRun):
 
     def ledger(self, total_tokens: int | float) -> CountingLedger:
         return CountingLedger(total_tokens)
+
+    def shared_ledger(self, limiter: object) -> NoReturn:
+        raise RuntimeError(f"asyncio runs here, where tasks can't borrow from {limiter!r}")
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()

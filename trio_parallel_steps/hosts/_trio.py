@@ -31,6 +31,7 @@ from trio.lowlevel import (
 from .._records import Cause, Record
 from ._abc import BaseRun, await_frames, first_leaf, split, thread_check, users_frames
 from ._trio_runner import ENGINE, Runner, drive
+from ._trio_shared import TrioSharedLedger
 from ._trio_timers import Timers
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 protected = enable_ki_protection
 run = trio.run
+CapacityLimiter = trio.CapacityLimiter
 
 SLICE: Final = 0.0005  # seconds
 
@@ -71,6 +73,9 @@ class TrioRun(BaseRun):
 
     def ledger(self, total_tokens: int | float) -> TrioLedger:
         return TrioLedger(trio.CapacityLimiter(total_tokens))
+
+    def shared_ledger(self, limiter: trio.CapacityLimiter) -> TrioSharedLedger:
+        return TrioSharedLedger(limiter)
 
     def current_task(self) -> trio.lowlevel.Task:
         return current_task()

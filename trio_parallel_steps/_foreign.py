@@ -1,0 +1,113 @@
+"""A pool over a limiter of the user's own, which others borrow from too.
+
+1. The limiter is asked first, and the best record is chosen once there is a token: late binding.
+2. It is first come first served, between us and the user's own tasks: a token that comes free is
+   given back if anyone else waits, and passed on from record to record only if nobody does.
+3. While records wait, as many requests stand in its line as it could serve at once; they are
+   withdrawn as the queue shrinks.  A token that finds no record is given back.
+4. The branch around the last nested one is handed its token, the borrower and all.
+5. It lends one token at a time, so weights are refused.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ._admission import Pool
+from ._records import QUEUED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._admission import Token
+    from ._core import StepCore
+
+
+class SharedLedger(Protocol):
+    """The host's side: the limiter, and requests that stand in its line."""
+
+    def take(self, borrower: object) -> None: ...
+    def give(self, borrower: object) -> None: ...
+    def available(self) -> int | float: ...
+    def set_total(self, total_tokens: int | float) -> None: ...
+    def in_use(self) -> tuple[int, int | float]:
+        """Tokens borrowed, by whomever, and the total."""
+
+    def try_take(self) -> object | None:
+        """A borrower, if there is a token, and nobody stands in line for it."""
+
+    def others_wait(self) -> bool:
+        """Does anyone but us stand in line?"""
+
+    def ask(self, number: int, granted: Callable[[object], None]) -> None:
+        """Have that many requests stand in line.  `granted` is called with the borrower of each
+        that is served."""
+
+
+class ForeignPool(Pool):
+    __slots__ = ("_shared", "_spare")
+
+    def __init__(self, ledger: SharedLedger, paused: str | None = None) -> None:
+        super().__init__(ledger, inf, paused)
+        self._shared: SharedLedger = ledger
+        self._spare: list[object] = []  # borrowers that no record has got yet
+        self._is_plain = False
+
+    def in_use(self) -> tuple[int, int | float]:
+        return self._shared.in_use()
+
+    def has_room(self, weight: int) -> bool:
+        borrowed, total = self._shared.in_use()
+        return borrowed < total
+
+    def weighs(self) -> bool:
+        return False
+
+    def set_cap(self, cap: int | float) -> None:
+        self._shared.set_total(cap)
+
+    def changed(self) -> None:
+        if self.waiting:
+            super().changed()
+        else:
+            self._shared.ask(0, self._granted)
+
+    def dispatch(self, step: StepCore | None = None) -> Any:
+        self._kicked = False
+        following = None
+        wanted = 0
+        while (entry := self._admissible()) is not None:
+            if not self._spare and (borrower := self._shared.try_take()) is not None:
+                self._spare.append(borrower)
+            if not self._spare:
+                wanted = int(min(self.waiting, self._shared.in_use()[1]))
+                break
+            waiter = self._grant(entry)
+            if following is None and step is waiter._step and waiter.status is QUEUED:
+                following = waiter
+            else:
+                waiter._step.granted(waiter)
+        self._return_spare()
+        self._shared.ask(wanted, self._granted)
+        return following
+
+    def _granted(self, borrower: object) -> None:
+        self._spare.append(borrower)
+        self.dispatch()
+
+    def _return_spare(self) -> None:
+        while self._spare:
+            self._shared.give(self._spare.pop())
+
+    def _borrow(self, token: Token) -> None:
+        borrower = self._spare.pop() if self._spare else self._shared.try_take()
+        token.borrowers = () if borrower is None else (borrower,)  # none: over the cap
+
+    def _give(self, token: Token) -> None:
+        assert token.borrowers is not None
+        self._spare.extend(token.borrowers)
+
+    def _yield_to_others(self) -> None:
+        if self._spare and self._shared.others_wait():
+            self._return_spare()
