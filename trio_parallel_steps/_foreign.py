@@ -2,7 +2,8 @@
 
 1. The limiter is asked first, and the best record is chosen once there is a token: late binding.
 2. It is first come first served, between us and the user's own tasks: a token that comes free is
-   given back if anyone else waits, and passed on from record to record only if nobody does.
+   given back if anyone else waits, or the limit has shrunk, and else passed on from record to
+   record.
 3. While records wait, as many requests stand in its line as it could serve at once; they are
    withdrawn as the queue shrinks.  A token that finds no record is given back.
 4. The branch around the last nested one is handed its token, the borrower and all.
@@ -37,8 +38,8 @@ class SharedLedger(Protocol):
     def try_take(self) -> object | None:
         """A borrower, if there is a token, and nobody stands in line for it."""
 
-    def others_wait(self) -> bool:
-        """Does anyone but us stand in line?"""
+    def is_wanted_back(self) -> bool:
+        """Does anyone but us stand in line, or has the total been passed by a shrink?"""
 
     def ask(self, number: int, granted: Callable[[object], None]) -> None:
         """Have that many requests stand in line.  `granted` is called with the borrower of each
@@ -109,5 +110,5 @@ class ForeignPool(Pool):
         self._spare.extend(token.borrowers)
 
     def _yield_to_others(self) -> None:
-        if self._spare and self._shared.others_wait():
+        if self._spare and self._shared.is_wanted_back():
             self._return_spare()

@@ -54,8 +54,10 @@ class TrioSharedLedger:
             return None
         return borrower
 
-    def others_wait(self) -> bool:
+    def is_wanted_back(self) -> bool:
         statistics = self._limiter.statistics()
+        if statistics.borrowed_tokens > statistics.total_tokens:
+            return True
         return statistics.tasks_waiting > len(self._asking.difference(statistics.borrowers))
 
     def ask(self, number: int, granted: Callable[[object], None]) -> None:
