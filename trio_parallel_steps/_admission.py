@@ -183,9 +183,7 @@ class Pool:
         self._entry: Entry | None = None  # a sub-cap's offer, in its parent's queue
         self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
-        self._is_plain: bool = parent is None and gate is None
-        if parent is not None:
-            parent._is_plain = False
+        self._is_plain: bool = self._may_be_plain()
 
     def in_use(self) -> tuple[int, int | float]:
         """Tokens that are, and the total."""
@@ -208,6 +206,9 @@ class Pool:
         while pool is not None:
             yield pool
             pool = pool.parent
+
+    def _may_be_plain(self) -> bool:
+        return self.parent is None and self.gate is None
 
     def root(self) -> Pool:
         pool = self
@@ -272,6 +273,7 @@ class Pool:
         if self.parent is not None:
             for pool in self.parent.chain():
                 pool.waiting += 1
+                pool._is_plain = False
             self._offer()
 
     def _take_out(self, waiter: Waiter) -> None:
@@ -517,6 +519,8 @@ class Pool:
             if pool.parent is None:
                 break
             pool = pool.parent
+        if not pool._is_plain and not pool.used and not pool.waiting:
+            pool._is_plain = pool._may_be_plain()
         pool._give(token)
         self._offer()
 

@@ -192,8 +192,9 @@ class StepCore:
         record.attempts += 1
         if record.started_at is None:
             record.started_at = now
-        self.running += 1
-        self.note_peak()
+        self.running = running = self.running + 1
+        if running - self.parked > self.peak:
+            self.peak = running - self.parked
         if self.observers:
             self.tell("branch_started", record)
 

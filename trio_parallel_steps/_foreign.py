@@ -53,7 +53,6 @@ class ForeignPool(Pool):
         super().__init__(ledger, inf, paused)
         self._shared: SharedLedger = ledger
         self._spare: list[object] = []  # borrowers that no record has got yet
-        self._is_plain = False
 
     def in_use(self) -> tuple[int, int | float]:
         return self._shared.in_use()
@@ -61,6 +60,9 @@ class ForeignPool(Pool):
     def has_room(self, weight: int) -> bool:
         borrowed, total = self._shared.in_use()
         return borrowed < total
+
+    def _may_be_plain(self) -> bool:
+        return False
 
     def weighs(self) -> bool:
         return False
