@@ -40,6 +40,7 @@ from ._policies import (
     tolerate as tolerate,
     until as until,
 )
+from ._processes import in_process as in_process
 from ._rules import CancelRule as CancelRule
 from ._run_branches import (
     run_branches as run_branches,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .._admission import Ledger
     from .._core import StepCore
     from .._records import Cause, Record
+    from ._calls import Call
 
 
 class Event(Protocol):
@@ -56,6 +57,7 @@ class Run(Protocol):
 
     async def checkpoint(self) -> None: ...
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
+    async def run_in_process(self, call: Call) -> Any: ...
 
 
 class BaseRun:
