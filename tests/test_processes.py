@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -136,7 +137,17 @@ def make_fifo(path: Path) -> Path:
 
 async def hear(fifo: Path) -> int:
     """The process id of the worker that tells it."""
-    return int(await in_thread(fifo.read_text)())
+    return await in_thread(read_from)(fifo)
+
+
+def read_from(fifo: Path) -> int:
+    fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        ready, _, _ = select.select([fd], [], [], 60)
+        assert ready, "no worker says anything"
+        return int(os.read(fd, 100))
+    finally:
+        os.close(fd)
 
 
 def is_gone(pid: int) -> bool:
@@ -344,10 +355,11 @@ def test_an_idle_worker_that_is_killed_is_missed_by_nobody(run: Run) -> None:
 @EVERY_HOST
 def test_an_error_of_the_functions_comes_out_as_itself(run: Run) -> None:
     async def main(jump: Jump) -> None:
-        functions = {
+        functions: dict[str, Callable[[], Any]] = {
             "custom": workers.raises,
             "not picklable": workers.raises_what_cannot_be_pickled,
             "theirs": workers.raises_a_broken_worker_error,
+            "stop": functools.partial(next, iter(())),
         }
         result = await run_branches(
             {key: in_process(function) for key, function in functions.items()}, 1, policy=COLLECT
@@ -366,15 +378,19 @@ def test_an_error_of_the_functions_comes_out_as_itself(run: Run) -> None:
         assert "in raises_what_cannot_be_pickled\n    raise Holding" in exc.__notes__[0]
 
         assert repr(result["theirs"].exception) == "BrokenWorkerError('own words')"
+        assert str(result["stop"].exception) == "coroutine raised StopIteration"
 
     run(main)
 
 
 @EVERY_HOST
 def test_what_cannot_be_pickled_is_a_type_error_that_says_what(run: Run) -> None:
+    def local() -> None:
+        pytest.fail("run")
+
     async def main(jump: Jump) -> None:
         async with open_branch_nursery(1, policy=COLLECT) as nursery:
-            nursery.start_soon("function", in_process(lambda: None))
+            nursery.start_soon("function", in_process(local))
             nursery.start_soon("argument", in_process(workers.all_of), threading.Lock())
             nursery.start_soon("result", in_process(workers.returns_what_cannot_be_pickled))
             nursery.start_soon("coroutine", in_process(workers.returns_a_coroutine))
@@ -382,7 +398,7 @@ def test_what_cannot_be_pickled_is_a_type_error_that_says_what(run: Run) -> None
         said = {key: str(exc) for key, exc in nursery.result.errors.items()}
         assert {type(exc) for exc in nursery.result.errors.values()} == {TypeError}
         picked = " and its arguments must be picklable, to go to a worker process, and are not: "
-        assert "<locals>.<lambda>()" + picked in said["function"]
+        assert "<locals>.local()" + picked in said["function"]
         assert said["argument"].startswith("all_of()" + picked + "TypeError: cannot pickle")
         assert said["result"].startswith(
             "what returns_what_cannot_be_pickled() returned must be picklable, "
@@ -577,18 +593,41 @@ def test_one_thread_beside_the_loop_which_ends_with_it() -> None:
     assert thread not in before
 
 
-def test_a_loop_that_is_dropped_ends_its_processes_too() -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_loop_that_is_dropped_ends_its_processes_too(
+    busy: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once the call that was out has ended, which then nobody hears of."""
+    here, go = make_fifo(tmp_path / "here"), make_fifo(tmp_path / "go")
+    tasks: list[asyncio.Task[Any]] = []
+
     async def main() -> int:
-        return await in_process(workers.pid)()
+        if not busy:
+            return await in_process(workers.pid)()
+
+        async def meets() -> None:
+            await in_process(workers.meets)(here, go)
+
+        tasks.append(asyncio.create_task(meets()))
+        return await hear(here)
 
     loop = asyncio.new_event_loop()
     pid = loop.run_until_complete(main())
     (thread,) = [each for each in threading.enumerate() if each.name == "in_process"]
     loop.close()
     del loop
-    gc.collect()
-    thread.join()
+    tasks.clear()
+    if busy:
+        go.write_text("go")
+    for _ in range(6000):
+        gc.collect()
+        thread.join(0.01)
+        if not thread.is_alive():
+            break
+    assert not thread.is_alive()
     assert is_gone(pid)
+    said = [record.getMessage().splitlines()[0] for record in caplog.records]
+    assert said == ["Task was destroyed but it is pending!"] * busy  # asyncio's own word
 
 
 def test_a_trio_run_that_cannot_start_is_an_error_of_the_call(
@@ -665,7 +704,7 @@ def test_no_process_outlives_the_interpreter(how: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["trio_run", "asyncio_run"])
 def test_an_interrupt_kills_the_process_and_is_raised(how: str, fifo: Path, tmp_path: Path) -> None:
     program = start(tmp_path, f'if __name__ == "__main__":\n    {how}(hangs)\n', str(fifo))
-    pid = int(fifo.read_text())
+    pid = read_from(fifo)
     program.send_signal(signal.SIGINT)
     _, err = program.communicate()
     assert "KeyboardInterrupt" in err.splitlines()[-1 if how == "asyncio_run" else -2]

@@ -2,8 +2,8 @@
 
 1. A branch that is cancelled waits until its worker is gone.
 2. The thread starts with the first call and ends with the loop: an async generator stands for it
-   there, which the loop closes with all its generators (asyncio.run has it do so).  A loop
-   that is dropped without that ends it when it is collected.
+   there, which the loop closes with all its generators (asyncio.run has it do so).  A loop that is
+   dropped without that ends it when it is collected, which its last call may delay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._asyncio_threads import outlast
 from ._trio_processes import TrioThread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from ._calls import Call
 
@@ -36,9 +36,18 @@ class LoopWorkers:
         finalize(self, self._thread.stop).atexit = False
 
     async def run(self, call: Call) -> Any:
-        thread = self._thread
-        future, scope = thread.start(call)
-        return await outlast(asyncio.wrap_future(future), lambda reason: thread.cancel(scope))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def soon(settle: Callable[..., object], *args: Any) -> None:
+            with suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(settle, *args)
+
+        scope = self._thread.start(call, future, soon)
+        try:
+            return await outlast(future, lambda reason: self._thread.cancel(scope))
+        finally:
+            del future  # its exception's traceback keeps this frame: no cycles
 
 
 async def _presence(thread: TrioThread) -> AsyncGenerator[None]:

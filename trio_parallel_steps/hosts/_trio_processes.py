@@ -14,13 +14,20 @@ import signal
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
 from trio.lowlevel import RunVar, current_trio_token, spawn_system_task
 from trio_parallel import BrokenWorkerError, WorkerContext, open_worker_context
 
-from ._calls import Call, NotTaken, call as run_call
+from ._calls import NotTaken, call as run_call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._calls import Call
+
+    Soon = Callable[..., None]  # takes what to call, and its arguments
 
 GRACE: Final = 5.0  # seconds an idle worker has to leave by itself, when the run has ended
 FRESH: Final = 3  # new workers that may die before one has taken the call
@@ -96,6 +103,14 @@ def _ending(code: int | None) -> str:
 # ---------------------------------------------------------------- beside another event loop
 
 
+class Settled(Protocol):
+    """A future of the other event loop's."""
+
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+    def cancel(self) -> bool: ...
+
+
 class TrioThread:
     """A trio run that makes calls for another thread."""
 
@@ -111,14 +126,14 @@ class TrioThread:
         Thread(target=_trio_thread, args=args, name="in_process", daemon=True).start()
         self._nursery, self._token = started.result()
 
-    def start(self, call: Call) -> tuple[Future[Any], trio.CancelScope]:
-        """The future is cancelled once `cancel` of the scope has killed the worker."""
+    def start(self, call: Call, future: Settled, soon: Soon) -> trio.CancelScope:
+        """`soon` settles it in the caller's thread: it is cancelled once the scope has been, and
+        the worker is gone."""
         if self._stopped:
             raise RuntimeError("the event loop has been shut down, and its workers with it")
-        future: Future[Any] = Future()
         scope = trio.CancelScope()
-        self._token.run_sync_soon(self._nursery.start_soon, _serve, call, scope, future)
-        return future, scope
+        self._token.run_sync_soon(self._nursery.start_soon, _serve, call, scope, future, soon)
+        return scope
 
     def cancel(self, scope: trio.CancelScope) -> None:
         with suppress(trio.RunFinishedError):
@@ -147,17 +162,17 @@ def _trio_thread(
         ended.set_result(None)
 
 
-async def _serve(call: Call, scope: trio.CancelScope, future: Future[Any]) -> None:
+async def _serve(call: Call, scope: trio.CancelScope, future: Settled, soon: Soon) -> None:
     try:
         with scope:
-            future.set_result(await run_in_process(call))
+            soon(future.set_result, await run_in_process(call))
         if scope.cancelled_caught:
-            future.cancel()
+            soon(future.cancel)
     except trio.Cancelled:  # the thread stops
-        future.cancel()
+        soon(future.cancel)
         raise
     except BaseException as exc:
         # Whatever the function raised.
-        future.set_exception(exc)
+        soon(future.set_exception, exc)
     finally:
         del future  # its exception's traceback keeps this frame: no cycles
