@@ -442,6 +442,22 @@ def test_a_process_that_cannot_be_started_fails_its_branch(
 
 
 @EVERY_HOST
+def test_workers_that_die_before_they_take_a_call_are_replaced_a_few_times_only(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here never; with a main module that raises it would go on for ever."""
+    monkeypatch.setattr("trio_parallel_steps.hosts._trio_processes.FRESH", 0)
+
+    async def main(jump: Jump) -> None:
+        result = await run_branches({"a": in_process(workers.pid)}, policy=COLLECT)
+        error = result["a"].exception
+        assert type(error) is trio_parallel.BrokenWorkerError
+        assert str(error).startswith("no worker process has lived to take pid(): see stderr; a wor")
+
+    run(main)
+
+
+@EVERY_HOST
 def test_nothing_is_left_to_the_garbage_collector(run: Run) -> None:
     async def program() -> None:
         async with open_branch_nursery(1, policy=COLLECT) as nursery:
@@ -463,8 +479,15 @@ def test_nothing_is_left_to_the_garbage_collector(run: Run) -> None:
 # ---------------------------------------------------------------- without what it needs
 
 
-def test_without_trio_parallel_it_says_which_extra_is_missing() -> None:
-    """And the package is imported all the same."""
+def test_without_trio_parallel_it_says_which_extra_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "trio_parallel", None)
+    with pytest.raises(ImportError, match=r"pip install 'trio-parallel-steps\[process\]'$"):
+        in_process(pow)
+
+
+def test_without_trio_parallel_the_package_is_imported_all_the_same() -> None:
     script = """
 import sys
 sys.modules["trio_parallel"] = None
@@ -542,6 +565,7 @@ def test_what_a_worker_does_can_be_done_here(given: Any, error: type[Exception])
         asked.answer(run_call(pickle.loads(pickle.dumps(asked))))
     assert type(caught.value) is error
     assert caught.value.__context__ is None or error is workers.Custom
+    assert asked.answer(run_call(pickle.dumps((pow, (2,), {"exp": 3})))) == 8
 
 
 # ---------------------------------------------------------------- asyncio: a thread beside the loop

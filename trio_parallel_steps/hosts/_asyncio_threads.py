@@ -62,7 +62,7 @@ async def outlast(future: asyncio.Future[Any], tell: Callable[[str], object]) ->
             task.cancel(*cancelled.args)
         return future.result()
     finally:
-        del future, cancelled  # the traceback of what is raised keeps this frame: no cycles
+        del task, future, cancelled  # what is raised keeps this frame: no cycles
 
 
 def _check_cancelled(told: list[str]) -> None:
