@@ -33,8 +33,8 @@ class Call:
     def __init__(
         self, sync_fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        self.name = name_of(sync_fn)
-        self.sends_left = 0
+        self.name: str = name_of(sync_fn)
+        self.sends_left: int = 0
         try:
             self._pickled: bytes = pickler().dumps((sync_fn, args, kwargs))
         except Exception as exc:  # of the user's own __reduce__ too
