@@ -25,6 +25,7 @@ from trio_parallel_steps import (
     Breached,
     CancelRule,
     current_branch,
+    in_process,
     in_thread,
     open_branch_nursery,
     quorum,
@@ -441,6 +442,12 @@ async def test_run_branches_refuses_bad_arguments_before_anything_starts(
         lambda: in_thread(never_called),
         TypeError,
         f"`sync_fn` must be a sync function: an async one needs no thread, got {never_called!r}",
+    ),
+    (lambda: in_process(3), TypeError, "`sync_fn` must be a function, got 3"),  # type: ignore[arg-type]
+    (
+        lambda: in_process(never_called),
+        TypeError,
+        f"`sync_fn` must be a sync function: an async one needs no process, got {never_called!r}",
     ),
     (lambda: current_branch(), RuntimeError, "not inside a branch"),
     (

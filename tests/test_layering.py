@@ -30,7 +30,8 @@ TABLE = {
     "L1 core": "_admission _announce _budget _core _endings _parking _policies _records _rules",
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _limiter _nursery _open _run_branches _spending _threads
+        _branch _breach _current _limiter _nursery _open _processes _run_branches _spending
+        _threads
     """,
     "L4 steps": "_config _load _pipeline _steps cache",
     "the package": "",
@@ -50,7 +51,9 @@ ALLOWED = {
     "psutil": ["pressure._psutil"],
     "rich": ["cli"],
     "sniffio": ["hosts"],
+    "tblib": ["hosts._calls"],
     "trio": ["_errors", "hosts._trio*", *LAYERS["L5 edges"]],
+    "trio_parallel": ["hosts._trio_processes"],
 }
 
 IMPURE = set(
@@ -240,6 +243,7 @@ def test_no_module_has_two_layers() -> None:
         ("hosts._trio", "from .._nursery import x", "imports '_nursery' of L3 engine"),
         ("_steps", "import cattrs", "must not import 'cattrs'"),
         ("_limiter", "import psutil", "must not import 'psutil'"),
+        ("hosts._trio", "import trio_parallel", "must not import 'trio_parallel'"),
         ("_limiter", "import click", "must not import 'click'"),
         ("", "from .cli import main", "imports 'cli' of L5 edges"),
         ("cli._demo", f"from {PACKAGE}._nursery import x", "imports '_nursery', which is not"),
@@ -301,5 +305,11 @@ def test_the_import_loads_nothing_optional() -> None:
     # The other host, and what asyncio apps alone need, wait until they are asked for.
     assert not {name for name in loaded if name.partition(".")[0] == "asyncio"}
     within = {name.removeprefix(PACKAGE).removeprefix(".") for name in loaded if own(name)}
-    unwanted = ["hosts._asyncio", "pressure._psutil", "_config", *LAYERS["L5 edges"]]
+    unwanted = [
+        "hosts._asyncio",
+        "hosts._trio_processes",
+        "pressure._psutil",
+        "_config",
+        *LAYERS["L5 edges"],
+    ]
     assert not {name for name in within if any(is_in(name, place) for place in unwanted)}

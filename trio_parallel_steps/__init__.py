@@ -42,6 +42,7 @@ from ._policies import (
     tolerate as tolerate,
     until as until,
 )
+from ._processes import in_process as in_process
 from ._rate import Rate as Rate
 from ._retry import Retry as Retry
 from ._rules import CancelRule as CancelRule

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import wraps
-from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
-from ._util import expected
+from ._util import check_sync_fn
 from .hosts import current_run, protected
 from .hosts._abc import thread_check
 
@@ -31,12 +30,7 @@ def in_thread(sync_fn: Callable[P, T]) -> Callable[P, Awaitable[T]]:
     >>> trio.run(main).outputs
     {'sum': 45}
     """
-    if not callable(sync_fn):
-        raise TypeError(expected("sync_fn", "a function", sync_fn))
-    if iscoroutinefunction(sync_fn):
-        raise TypeError(
-            expected("sync_fn", "a sync function: an async one needs no thread", sync_fn)
-        )
+    check_sync_fn(sync_fn, "thread")
 
     @protected
     async def run_in_thread(*args: P.args, **kwargs: P.kwargs) -> T:

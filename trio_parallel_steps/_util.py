@@ -116,6 +116,14 @@ def check_async_fn(async_fn: Callable[..., Any], name: str = "async_fn", *at: ob
         raise TypeError(not_async(async_fn, name))
 
 
+def check_sync_fn(sync_fn: Callable[..., Any], place: str) -> None:
+    if not callable(sync_fn):
+        raise TypeError(expected("sync_fn", "a function", sync_fn))
+    if inspect.iscoroutinefunction(sync_fn):
+        what = f"a sync function: an async one needs no {place}"
+        raise TypeError(expected("sync_fn", what, sync_fn))
+
+
 def not_async(async_fn: object, name: str = "async_fn") -> str:
     return (
         f"`{name}` must be an async function, got {async_fn!r}, which is not: "

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .._core import StepCore
     from .._foreign import SharedLedger
     from .._records import Cause, Record
+    from ._calls import Call
 
 
 class Event(Protocol):
@@ -76,6 +77,7 @@ class Run(Protocol):
 
     async def checkpoint(self) -> None: ...
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
+    async def run_in_process(self, call: Call) -> Any: ...
 
 
 class BaseRun:

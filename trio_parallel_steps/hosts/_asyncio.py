@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from .._core import StepCore
     from ._abc import Event
+    from ._asyncio_processes import LoopWorkers
+    from ._calls import Call
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ class AsyncioEvent(asyncio.Event):
 class AsyncioRun(BaseRun):
     """What all steps in one event loop share."""
 
-    __slots__ = ("_threads", "loop", "now")
+    __slots__ = ("_threads", "_workers", "loop", "now")
 
     groups_crashes = False  # they go through the loop, as ever
 
@@ -57,6 +59,7 @@ class AsyncioRun(BaseRun):
         self.now: Callable[[], float] = loop.time
         self.loop = loop
         self._threads: ThreadPoolExecutor | None = None
+        self._workers: LoopWorkers | None = None
 
     def check_thread(self) -> None:
         running = asyncio._get_running_loop()
@@ -100,6 +103,13 @@ class AsyncioRun(BaseRun):
             # The step's limiter is the cap: no other.  Idle threads are used first.
             self._threads = ThreadPoolExecutor(1_000_000, "in_thread")
         return await run_in_thread(self._threads, sync_fn)
+
+    async def run_in_process(self, call: Call) -> Any:
+        if self._workers is None:
+            from ._asyncio_processes import LoopWorkers  # needs an extra
+
+            self._workers = LoopWorkers()
+        return await self._workers.run(call)
 
 
 def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:

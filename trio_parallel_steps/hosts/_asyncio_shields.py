@@ -49,24 +49,37 @@ async def run_in_thread(threads: Executor, sync_fn: Callable[[], Any]) -> Any:
     context = copy_context()
     told: list[str] = []  # why it is to stop
     context.run(thread_check.set, partial(_check_cancelled, told))
-    future = asyncio.get_running_loop().run_in_executor(threads, context.run, sync_fn)
+    loop = asyncio.get_running_loop()
+    return await outlast(loop.run_in_executor(threads, context.run, sync_fn), told.append)
+
+
+async def outlast(future: asyncio.Future[Any], tell: Callable[[str], object]) -> Any:
+    """Wait for it whoever cancels this task, which is told to what runs.
+
+    It is cancelled itself if it has obeyed.
+    """
     task = asyncio.current_task()
     assert task is not None
     cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            with shield() if told else nullcontext():
-                await asyncio.wait([future])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-            told.append(str(exc))
-    if cancelled is not None:
-        if not _told_by_step(task):
-            future.exception()  # it is not lost unseen: the cancellation goes before it
-            raise cancelled
-        task.uncancel()  # the value counts; the next await, if any, is cancelled
-        task.cancel(*cancelled.args)
-    return future.result()
+    try:
+        while not future.done():
+            try:
+                with shield() if cancelled is not None else nullcontext():
+                    await asyncio.wait([future])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                tell(str(exc))
+        if cancelled is not None:
+            if future.cancelled():
+                raise cancelled
+            if not _told_by_step(task):
+                future.exception()  # it is not lost unseen: the cancellation goes before it
+                raise cancelled
+            task.uncancel()  # the value counts; the next await, if any, is cancelled
+            task.cancel(*cancelled.args)
+        return future.result()
+    finally:
+        del task, future, cancelled  # what is raised keeps this frame: no cycles
 
 
 def _check_cancelled(told: list[str]) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from .._core import StepCore
     from ._abc import Event, Timer
+    from ._calls import Call
 
 protected = enable_ki_protection
 run = trio.run
@@ -103,6 +104,11 @@ class TrioRun(BaseRun):
         context = copy_context()
         context.run(thread_check.set, trio.from_thread.check_cancelled)
         return await trio.to_thread.run_sync(context.run, sync_fn, limiter=unlimited)
+
+    async def run_in_process(self, call: Call) -> Any:
+        from ._trio_processes import run_in_process  # needs an extra
+
+        return await run_in_process(call)
 
     async def next_slice(self) -> None:
         """Let the others run, and start a new slice for all runners."""
