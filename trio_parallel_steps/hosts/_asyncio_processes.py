@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
-from ._asyncio_threads import outlast
+from ._asyncio_shields import outlast
 from ._trio_processes import TrioThread
 
 if TYPE_CHECKING:
