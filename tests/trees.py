@@ -7,11 +7,13 @@ and is its oracle too, as the code of the branches tells it what happens:
    but for one that is heavier than the cap, alone, and those that unwind after a stop.
 2. What runs holds tokens; once nothing can go on, nobody else does.
 3. Virtual time does not jump while somebody waits whose pools all have room for the heaviest.
-4. Every key that was submitted is in the result once, and the outcome is what the code saw.
-5. Nothing starts after a stop of its step, or of anything around it.  (Where a cancellation is told
+4. Nobody is admitted before who has waited longer and comes first: who goes on, then by priority,
+   depth first.
+5. Every key that was submitted is in the result once, and the outcome is what the code saw.
+6. Nothing starts after a stop of its step, or of anything around it.  (Where a cancellation is told
    once, it goes inward level by level, and what is further in may start meanwhile.)
-6. What the block raises is what the endings table says.
-7. At the end no token is borrowed and nobody waits.  No program stalls.
+7. What the block raises is what the endings table says.
+8. At the end no token is borrowed and nobody waits.  No program stalls.
 
 Times are small whole numbers of virtual seconds, so that events fall on the same instant often.
 """
@@ -194,11 +196,18 @@ class Traced:
     step: TracedStep
     branch: Branch[str] = attrs.field(init=False)
     told_to_stop: bool = False
+    reprioritised: bool = False  # perhaps when it had been granted a token, and had not begun
     entered: bool = False
+    entered_at: float = math.nan
+    waiting_since: float = math.nan  # it was waiting when time went on from then
     active: bool = False  # in its own code, and not parked
     is_over: Callable[[], bool] | None = None  # has what it is parked for ended?
     error: BaseException | None = None
     left: bool = False
+
+    def turn(self) -> tuple[int, ...]:
+        """Smaller comes first; without arrival."""
+        return (-self.branch.priority, -self.key.count("."))
 
 
 @attrs.define(eq=False)
@@ -339,6 +348,7 @@ class Run:
             traced.key,
         )
         traced.entered = traced.active = True
+        traced.entered_at = self.world.now()
         self.tell("enters", traced.key)
         try:
             await self._do(traced)
@@ -398,6 +408,8 @@ class Run:
         if traced.branch.status is QUEUED:
             self.tell("gets priority", traced.key, priority)
             traced.branch.priority = priority
+            traced.reprioritised = True
+            traced.waiting_since = math.nan
 
     def breach(self, step: TracedStep) -> None:
         self._breaches += 1
@@ -463,12 +475,13 @@ class Run:
                 self.check(weight(active) == borrowed, "nobody else does", limiter, active)
         if then < now < self.program.cancelled_at:
             for traced in self.traced:
-                self._check_waiting(traced)
+                self._check_waiting(traced, then)
 
-    def _check_waiting(self, traced: Traced) -> None:
-        """Time has jumped."""
-        is_queued = traced.branch.status is QUEUED
-        if not is_queued and (traced.is_over is None or not traced.is_over()):
+    def _check_waiting(self, traced: Traced, then: float) -> None:
+        """Time has jumped from then on."""
+        goes_on = traced.is_over is not None and traced.is_over()
+        if not goes_on and traced.branch.status is not QUEUED:
+            traced.waiting_since = math.nan
             return
         self.check(not self.is_stopped(traced), "who is stopped waits for no token", traced.key)
         self.check(
@@ -480,6 +493,19 @@ class Run:
             traced.key,
             *traced.step.chain,
         )
+
+        if math.isnan(traced.waiting_since):
+            traced.waiting_since = then
+        elif len(traced.step.chain) == 1:  # else it may be passed while it waits further in
+            pool = traced.step.chain[0]
+            passed_by = [
+                other.key
+                for other in self.traced
+                if other.entered_at > traced.waiting_since
+                and other.step.chain[-1] is pool
+                and (goes_on or (other.turn() > traced.turn() and not other.reprioritised))
+            ]
+            self.check(not passed_by, "nobody comes before their turn", traced.key, passed_by)
 
     def _closed(self, step: TracedStep, raised: BaseException | None) -> None:
         self._resumes(step.parent)
