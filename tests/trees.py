@@ -349,6 +349,7 @@ class Run:
         )
         traced.entered = traced.active = True
         traced.entered_at = self.world.now()
+        traced.waiting_since = math.nan
         self.tell("enters", traced.key)
         try:
             await self._do(traced)
@@ -396,6 +397,7 @@ class Run:
         if traced is not None and NESTED:
             traced.active = True
             traced.is_over = None
+            traced.waiting_since = math.nan
             self.tell("resumes", traced.key)
 
     # ------------------------------------------------------------ what may be done to it
@@ -481,7 +483,6 @@ class Run:
         """Time has jumped from then on."""
         goes_on = traced.is_over is not None and traced.is_over()
         if not goes_on and traced.branch.status is not QUEUED:
-            traced.waiting_since = math.nan
             return
         self.check(not self.is_stopped(traced), "who is stopped waits for no token", traced.key)
         self.check(
