@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 from trio.testing import MockClock
 
+from explorer import schedule
 from oracle import Oracle
 from strategies import Interpreter, Oops, Program, limits, priorities, programs
 from trio_parallel_steps import (
@@ -35,19 +35,6 @@ property_settings = settings(
 
 
 # ---------------------------------------------------------------- programs on trio
-
-
-@contextmanager
-def schedule(seed: int) -> Iterator[None]:
-    """The same seed, the same schedule."""
-    scheduler: Any = trio._core._run
-    kept = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
-    scheduler._r = random.Random(seed)
-    try:
-        yield
-    finally:
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = kept
 
 
 @attrs.define
