@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from explorer import explore, run_once
-from trees import NESTED, Node, Program, Step
+from trees import Node, Program, Step
 
 SCHEDULES = 2_000  # at least, of all programs together
 
@@ -55,7 +55,7 @@ TREES = {
     "a limiter of its own, lent": Program(Step((OWN_PAIR, PAIR, LEAF)), cap=1),
 }
 
-PROGRAMS = FLAT | TREES if NESTED else FLAT
+PROGRAMS = FLAT | TREES
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -42,10 +42,6 @@ from trio_parallel_steps import (
     open_branch_nursery,
 )
 
-NESTED: Final = False
-"""Is admission nested yet?  Until then a step inside a branch has a limiter of its own, and a
-branch that waits keeps its token."""
-
 STALLED: Final = 1e6  # virtual seconds; no program has that much to do
 
 
@@ -159,26 +155,26 @@ def programs(draw: st.DrawFn, plain: bool = False) -> Program:
         room -= width
         nodes = tuple(a_node(number, width, depth) for number in range(width))
         nested = depth > 1
-        owns_limiter = nested and (not NESTED or (not plain and draw(seldom)))
+        owns_limiter = nested and not plain and draw(seldom)
         return Step(
             nodes,
             draw(caps) if owns_limiter else draw(sub_caps) if nested and not plain else None,
             owns_limiter,
             fail_fast=draw(seldom),
-            iterates=(NESTED or not nested) and draw(seldom),
+            iterates=draw(seldom),
         )
 
     def a_node(number: int, width: int, depth: int) -> Node:
-        has_step = room > 0 and depth < (1 if plain and not NESTED else DEPTH) and draw(often)
+        has_step = room > 0 and depth < DEPTH and draw(often)
         return Node(
             draw(times),
-            draw(numbers) % number if NESTED and number and draw(seldom) else None,
+            draw(numbers) % number if number and draw(seldom) else None,
             a_step(depth + 1) if has_step else None,
             draw(times) if draw(seldom) else 0,
             draw(numbers) % width if not plain and draw(seldom) else None,
             fails=not plain and draw(seldom),
             priority=draw(st.integers(-1, 1)),
-            weight=draw(st.sampled_from([1, 1, 2, 3])) if NESTED and not plain else 1,
+            weight=1 if plain else draw(st.sampled_from([1, 1, 2, 3])),
         )
 
     return Program(a_step(1), draw(caps), math.inf if plain else draw(cancellations))
@@ -314,9 +310,8 @@ class Run:
 
     def _submit(self, step: TracedStep, key: str, node: Node) -> None:
         traced = Traced(key, node, step)
-        weight: dict[str, Any] = {} if node.weight == 1 else {"weight": node.weight}
         traced.branch = step.nursery.start_soon(
-            key, self._run_branch, traced, priority=node.priority, **weight
+            key, self._run_branch, traced, priority=node.priority, weight=node.weight
         )
         step.traced.append(traced)
         self.traced.append(traced)
@@ -388,13 +383,13 @@ class Run:
             self.look()
 
     def _parks(self, traced: Traced | None, is_over: Callable[[], bool]) -> None:
-        if traced is not None and NESTED:
+        if traced is not None:
             traced.active = False
             traced.is_over = is_over
             self.tell("parks", traced.key)
 
     def _resumes(self, traced: Traced | None) -> None:
-        if traced is not None and NESTED:
+        if traced is not None:
             traced.active = True
             traced.is_over = None
             traced.waiting_since = math.nan
