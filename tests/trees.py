@@ -338,7 +338,7 @@ class Run:
         told = (traced.told_to_stop, traced.step.stop_reason())
         self.check(told == (False, None), "nothing starts after a stop", traced.key)
         self.check(
-            self.world.edge or not self.is_stopped(traced),
+            not self.is_stopped(traced),
             "nothing starts after a stop of what is around it",
             traced.key,
         )

@@ -70,6 +70,7 @@ class StepCore:
         "handle",
         "held",
         "host",
+        "is_cleanup",
         "join",
         "listeners",
         "name",
@@ -119,6 +120,8 @@ class StepCore:
         self.run: Run = run
         self.announcer: Announcer = run.announcer
         self.parent: Record | None = parent  # the branch that the step is in
+        # The branch around it had been told to stop already: who opens it now, means it.
+        self.is_cleanup: bool = parent is not None and _is_told(parent)
         self.depth: int = 0 if parent is None or parent._step is None else parent._step.depth + 1
         self.timeout: float = timeout
         self.budget: Budget | None = budget
@@ -470,6 +473,17 @@ class StepCore:
         """Is what runs being stopped, and the body?"""
         return self.cause not in GOES_ON
 
+    def is_stopped_further_out(self) -> bool:
+        """Has the branch around it been told to stop since, or one around that?"""
+        step = self
+        while not step.is_cleanup and (parent := step.parent) is not None:
+            if parent._step is None:
+                return False
+            if _is_told(parent):
+                return True
+            step = parent._step
+        return False
+
     def leave_pool(self) -> None:
         """Nothing will be admitted any more.  A stopped step still takes submissions of branches
         that unwind, and skips them."""
@@ -629,3 +643,7 @@ class StepCore:
         half done."""
         self.crashes.append(exc)
         self.stop(Cause.CRASH, f"{who} raised {said(exc)}")
+
+
+def _is_told(record: Record) -> bool:
+    return record._cause is not None or (record._step is not None and record._step.is_stopping())

@@ -309,10 +309,12 @@ class AsyncioHost:
             return Cause.TIMEOUT
         if self._deadline <= now:
             return Cause.DEADLINE
-        return None  # a cancellation from outside can't be told from one by a scope in the body
+        # Any other cancellation from outside can't be told from one by a scope in the body.
+        return Cause.OUTSIDE if self._core.is_stopped_further_out() else None
 
     def is_cancelled(self) -> bool:
-        return self._deadline <= self.now()
+        # What is told to a branch reaches the steps inside it a turn or two later.
+        return self._deadline <= self.now() or self._core.is_stopped_further_out()
 
     def _set_timer(self, record: Record, when: float, call: Callable[[], object]) -> None:
         if (timer := self._timers.get(record)) is not None:
@@ -324,7 +326,7 @@ class AsyncioHost:
     async def _branch(self, record: Record) -> None:
         now = self.now()
         core = self._core
-        if now >= self._deadline:
+        if self.is_cancelled():
             core.interrupted()
         if record.status is not QUEUED:
             return
