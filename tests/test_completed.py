@@ -200,9 +200,7 @@ async def test_a_branch_can_not_iterate_over_its_own_step(autojump_clock: MockCl
 
 async def test_nor_by_an_iterator_that_the_body_has_made(autojump_clock: MockClock) -> None:
     async def work(results: Any) -> None:
-        with pytest.raises(
-            RuntimeError, match=r"^completed\(\) would wait for ever: 'a' waits for"
-        ):
+        with pytest.raises(RuntimeError, match=r"^completed\(\) would wait for ever: 'a' "):
             await anext(results)
 
     with trio.fail_after(10):
