@@ -251,20 +251,26 @@ class FakeStep:
 class FakeWait(Wait):
     """A wait, and its task: does that go on?"""
 
-    __slots__ = ("_asked", "goes_on")
+    __slots__ = ("goes_on", "is_asked")
 
     def __init__(self, record: Any) -> None:
         super().__init__(record)
-        self._asked = False
+        self.is_asked = False
         self.goes_on = False
 
     def set(self) -> None:
         """What it waited for has come, or it is cut short."""
         self.end()
+        if self.is_asked:
+            return
+        self.is_asked = True
         if self.is_held_up():
             self.record._resumed = [*(self.record._resumed or ()), _Waker(self)]
         else:
-            self.goes_on = True
+            self.go_on()
+
+    def go_on(self) -> None:
+        self.goes_on = True
 
 
 class _Waker:
@@ -272,4 +278,4 @@ class _Waker:
         self._wait = wait
 
     def set(self) -> None:
-        self._wait.goes_on = True
+        self._wait.go_on()
