@@ -247,7 +247,7 @@ def test_a_wait_begun_while_resuming_withdraws_the_request() -> None:
     assert third.goes_on + second.goes_on == 1
 
 
-# ---------------------------------------------------------------- 6. tasks that outlive their branch
+# ---------------------------------------------------------------- 6. who outlives its branch
 
 
 def test_a_wait_of_a_task_that_has_outlived_its_branch_asks_for_nothing() -> None:
@@ -420,6 +420,32 @@ def test_what_is_gated_is_no_head() -> None:
     fake.checkpoint()
     other.start("d")
     assert list(other.running) == ["b", "c"]
+
+
+def test_a_head_that_is_paused_lets_those_behind_it_pass() -> None:
+    fake = Fake()
+    step = fake.step(3)
+    other = fake.step(step.pool)
+    other.start("a", "b")
+    step.start("heavy", weight=2)
+    other.start("c")
+    assert list(other.running) == ["a", "b"]
+    step.core.pause("wait")
+    fake.checkpoint()
+    assert list(other.running) == ["a", "b", "c"]
+
+
+def test_a_head_in_a_sub_cap_that_is_paused_lets_those_behind_it_pass() -> None:
+    fake = Fake()
+    outer = fake.step(3)
+    outer.start("a", "b")
+    inner = outer.nest("a", 9)
+    inner.start("heavy", weight=2)
+    outer.start("c")
+    assert list(outer.running) == ["a", "b"]
+    inner.pool.set_paused("wait")
+    fake.checkpoint()
+    assert list(outer.running) == ["a", "b", "c"]
 
 
 def test_a_paused_sub_cap_holds_its_own_only() -> None:

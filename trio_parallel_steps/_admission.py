@@ -232,8 +232,12 @@ class Pool:
         """It has gone without a token."""
         self._take_out(waiter)
         self._sweep()
+        self.unblock()
+
+    def unblock(self) -> None:
+        """Who has gone, or is held from now on, may have been the head."""
         root = self.root()
-        if not root._is_plain:  # it may have been the head
+        if not root._is_plain:
             self._offer()
             root.changed()
 
@@ -495,3 +499,5 @@ class Pool:
         if reason is None:
             self._offer()
             self.root().changed()
+        else:
+            self.unblock()
