@@ -104,10 +104,7 @@ class Task:
     def go(self, throw: bool = False) -> None:
         self.blocked_on = None
         try:
-            if throw:
-                blocked_on = self.code.throw(Cancelled())
-            else:
-                blocked_on = self.code.send(None)
+            blocked_on = self.code.throw(Cancelled()) if throw else self.code.send(None)
         except StopIteration:
             self.is_done = True
             self.after("value")
@@ -431,7 +428,15 @@ class Simulation:
         rng = self.rng
         for _ in range(rng.randint(0, 8)):
             what = rng.choice(
-                [self.cancel, self.cancel, self.breach, self.pause, self.pause_pool, self.resize]
+                [
+                    self.cancel,
+                    self.cancel,
+                    self.breach,
+                    self.pause,
+                    self.pause_pool,
+                    self.resize,
+                    self.reorder,
+                ]
             )
             self.at(float(rng.randint(0, 8)), what)
 
@@ -445,6 +450,12 @@ class Simulation:
         steps = [step for step in self.steps() if step.is_open and step.core.parent is not None]
         if steps:
             self.rng.choice(steps).core.stop(Cause.BREACH, "breached")
+
+    def reorder(self, by: object) -> None:
+        queued = [r for r in self.submitted if r.status is QUEUED and r._entry is not None]
+        if queued:
+            record = self.rng.choice(queued)
+            record._step.reorder(record, self.rng.randint(-2, 2))
 
     def pause(self, by: object) -> None:
         steps = [step for step in self.steps() if step.is_open]
@@ -471,7 +482,7 @@ class Simulation:
         if self.shape.events:
             self.draw_events()
         while True:
-            while self.ready or self.fake.calls or any(step.places for step in self.steps()):
+            while self.ready or self.fake.calls or any(step.places for step in self.fake.steps):
                 if self.ready:
                     call, by = self.ready.pop(self.rng.randrange(len(self.ready)))
                     call(by)
@@ -513,14 +524,8 @@ class Simulation:
                 used[pool].append((record._weight, is_over))
         for pool, holders in used.items():
             total = sum(weight for weight, _ in holders)
-            skipped = pool.used - total  # granted, and skipped before they began
-            places = [r for step in self.steps() for r in step.places]
-            late = sum(
-                token_weight(r)
-                for r in places
-                if r._token is not None and r.status is not QUEUED and pool in record_chain(r, self)
-            )
-            self.check(skipped == late, "what is used is what runs", pool.used, holders, late)
+            late = 0 if pool.used == total else self.skipped_since(pool)
+            self.check(pool.used - total == late, "what is used is what runs", pool.used, holders)
             counted = [weight for weight, is_over in holders if not is_over]
             plain = sum(counted) + late
             ceiling = self.ceilings[pool]
@@ -535,6 +540,16 @@ class Simulation:
             self.check(pool.used >= 0 and pool.waiting >= 0, "no less than none", pool.used)
         for root, ledger in self.fake.ledgers.items():
             self.check(len(ledger.out) <= root.used, "the ledger lends no more", ledger.out)
+
+    def skipped_since(self, pool: Pool) -> int:
+        """Tokens of those that were granted, and skipped before they began."""
+        return sum(
+            record._token.weight
+            for step in self.steps()
+            if pool in chain(step.pool)
+            for record in step.places
+            if record._token is not None and record.status is not QUEUED
+        )
 
     def waiters(self) -> list[tuple[tuple[float, int, int], Any]]:
         waiters = []
@@ -603,22 +618,7 @@ def chain(pool: Pool | None) -> Iterator[Pool]:
         pool = pool.parent
 
 
-def token_weight(record: Any) -> int:
-    weight: int = record._token.weight
-    return weight
-
-
-def record_chain(record: Any, sim: Simulation) -> list[Pool]:
-    for step in sim.steps():
-        if record in step.places:
-            return list(chain(step.pool))
-    return []
-
-
 def simulate(seed: int, shape: Shape) -> Simulation:
     sim = Simulation(seed, shape)
     sim.run()
     return sim
-
-
-__all__ = ["PLAIN", "Shape", "Simulation", "Violation", "Wait", "simulate"]

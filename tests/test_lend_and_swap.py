@@ -752,6 +752,28 @@ def test_a_head_that_goes_lets_those_behind_it_pass() -> None:
     assert list(step.running) == ["a", "b", "light"]
 
 
+def test_a_head_that_is_put_behind_them_lets_others_pass() -> None:
+    fake = Fake()
+    step = fake.step(3)
+    step.start("a", "b")
+    step.start("heavy", weight=2)
+    step.start("light")
+    step.core.reorder(step["heavy"], -1)
+    fake.checkpoint()
+    assert list(step.running) == ["a", "b", "light"]
+
+
+def test_one_that_is_put_before_the_head_is_granted_if_it_fits() -> None:
+    fake = Fake()
+    step = fake.step(3)
+    step.start("a", "b")
+    step.start("heavy", weight=2)
+    step.start("light")
+    step.core.reorder(step["light"], 1)
+    fake.checkpoint()
+    assert list(step.running) == ["a", "b", "light"]
+
+
 def test_one_event_may_grant_to_several() -> None:
     fake = Fake()
     step = fake.step(3)

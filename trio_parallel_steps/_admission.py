@@ -226,7 +226,7 @@ class Pool:
         self._queue.push(entry)
         self._has_stale = True
         self._sweep()
-        self._offer()
+        self.unblock()
 
     def forget(self, waiter: Waiter) -> None:
         """It has gone without a token."""
@@ -235,7 +235,7 @@ class Pool:
         self.unblock()
 
     def unblock(self) -> None:
-        """Who has gone, or is held from now on, may have been the head."""
+        """Who has gone, or comes later or not at all from now on, may have been the head."""
         root = self.root()
         if not root._is_plain:
             self._offer()
