@@ -34,12 +34,12 @@ class StrictLedger:
 
     def __init__(self, total: int | float) -> None:
         self.total = total
-        self.out: set[object] = set()
+        self.out: list[Any] = []
 
     def take(self, borrower: object) -> None:
         assert len(self.out) < self.total, "a token that is not there was taken"
         assert borrower not in self.out, "a borrower took two"
-        self.out.add(borrower)
+        self.out.append(borrower)
 
     def give(self, borrower: object) -> None:
         self.out.remove(borrower)

@@ -258,16 +258,16 @@ class Simulation:
     def branch(self, record: Any, step: SimStep) -> Code:
         """The code of one branch."""
         rng = self.rng
-        task = lambda: self.tasks[record]  # noqa: E731
+        task = self.tasks[record]
         try:
             for _ in range(rng.randint(0, 2)):
-                yield from self.op(record, step, task())
+                yield from self.op(record, step, task)
             yield self.worked(record)
         except Cancelled:
             if rng.random() < 0.4:
-                task().is_shielded = True  # cleanup that waits
+                task.is_shielded = True  # cleanup that waits
                 if self.shape.waits and rng.random() < 0.5:
-                    yield from self.wait_for(task())
+                    yield from self.wait_for(task)
                 yield float(rng.randint(0, 2))
             if rng.random() < 0.8:
                 raise
@@ -590,7 +590,9 @@ class Simulation:
         for step in self.steps():
             core = step.core
             self.check(
-                sorted(r.key for r in core.endings) == sorted(core.records), "each ends once", core
+                sorted(r.name for r in core.endings) == sorted(map(str, core.records)),
+                "each ends once",
+                core,
             )
             self.check(core.running == core.parked == core.outstanding == 0, "none runs", core)
         for pool in self.ceilings:

@@ -8,7 +8,7 @@ from simulator import PLAIN, Shape, Simulation
 
 SHAPES = {
     "all": Shape(),
-    "narrow and deep": Shape(width=2, branches=40),
+    "narrow and deep": Shape(width=3, branches=40),
     "one pool": Shape(pools=1, sub_caps=False, branches=40),
     "no weights": Shape(weights=False, branches=40),
 }
@@ -28,7 +28,7 @@ def test_random_trees_keep_the_invariants(shape: Shape, start: int) -> None:
         refused += simulation.refused
         parked += sum(map(len, simulation.waits.values()))
     assert refused > 10  # they do what they are drawn for
-    assert parked > 500
+    assert parked > 200
 
 
 def test_a_plain_tree_takes_no_longer_than_any_schedule_that_conserves_work() -> None:

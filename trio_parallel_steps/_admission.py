@@ -275,7 +275,8 @@ class Pool:
         queue = self._queue
         while (entry := queue.peek()) is not None:
             waiter = entry[3]
-            if waiter._entry is not entry:
+            its_entry: object = waiter._entry
+            if its_entry is not entry:
                 queue.pop()
             elif isinstance(waiter, Pool):
                 if waiter._stands_by_offer():
