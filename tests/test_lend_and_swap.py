@@ -391,6 +391,17 @@ def test_nor_one_that_waits_its_turn_in_a_paused_pool() -> None:
     assert other.goes_on
 
 
+def test_nor_does_a_pause_of_its_own_step() -> None:
+    step = Fake().step(1)
+    step.start("a", "b", "c")
+    wait = step.wait("a", step["b"])
+    step.core.pause("wait")
+    wait.set()
+    step.end("b")
+    assert wait.goes_on
+    assert list(step.running) == ["a"]
+
+
 def test_a_pause_of_a_step_does_not_hold_steps_nested_in_it() -> None:
     outer = Fake().step(2)
     outer.start("a")
