@@ -115,19 +115,25 @@ async def test_a_stop_reaches_one_that_waits_for_its_token(
     limiter = BranchLimiter(2)
 
     async def wait(nursery: BranchNursery) -> None:
+        await wait_all_tasks_blocked()
         await nursery["b"].wait()
         await trio.sleep_forever()
 
-    async with limiter:  # somebody else's, for long
+    async def hold() -> None:
+        async with limiter:
+            await trio.sleep(9)
+
+    async with trio.open_nursery() as tasks:
+        tasks.start_soon(hold)
+        await wait_all_tasks_blocked()
         with trio.CancelScope() as outside:
             deadline = 3 if how == "a deadline of the step" else 99
-            outside.deadline = 3 if how != "a deadline of the step" else 99
+            outside.deadline = 102 - deadline
             try:
                 async with open_branch_nursery(limiter, fail_after=deadline) as nursery:
                     nursery.start_soon("a", wait, nursery)
-                    await trio.sleep(0.5)
                     nursery.start_soon("b", trio.sleep, 1)
-                    await trio.sleep(0.1)
+                    await trio.sleep(0.5)
                     limiter.total_tokens = 1
             except StepTimeout:
                 assert how == "a deadline of the step"
