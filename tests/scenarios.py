@@ -2194,6 +2194,21 @@ async def another_limiter_opts_out(r: Recorder) -> tuple[int, int]:
     return peak[1], peak[0]
 
 
+@row(a="succeeded =1", b="succeeded", time=2.0)
+async def the_exit_of_a_nested_block_waits_for_the_token(r: Recorder) -> None:
+    async def a() -> int:
+        await nap(r, 1, limit=BranchLimiter(2))
+        return limiter.borrowed_tokens
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 2)
+
+    limiter = BranchLimiter(1)
+    result = await block(r, body, limiter)
+    assert (result["a"].duration, result["b"].started_at) == (2, result["a"].started_at)
+
+
 @row(a="succeeded", b="succeeded", heavy="succeeded", c="succeeded", time=4.0)
 async def one_above_the_limit_runs_alone(r: Recorder) -> None:
     async def body(n: BranchNursery) -> None:
