@@ -1,7 +1,8 @@
 """The invariants of the design, as one oracle that every property test uses.
 
-1. Running branches <= total tokens, at every step of the scheduler (a shrink excepted: then they
-   only become fewer).
+1. Running branches that are not parked <= total tokens, at every step of the scheduler, in the
+   limiter and in every one around it.  (Excepted: a shrink, after which they only become fewer; one
+   that was told to stop while parked; a weight above the total, alone.)
 2. Work conserving: virtual time does not jump while something is admissible.
 3. At the end no tokens are borrowed, and nobody waits.
 4. Every submitted key is in the result exactly once, with exactly one ending.
@@ -11,6 +12,7 @@
 8. What the block raises is what the endings table says, and no error is lost.
 9. Observers are told of each event once, in order.
 10. Same seed, same schedule => same log.
+11. A wait is refused if it would close a circle, and only then.
 
 The code under test tells the oracle what it saw (`entered`, `returned`, `left`, ...); the host's
 test calls `step_of_scheduler` before each step of each task.  What is wrong is noted, not raised,
@@ -62,8 +64,34 @@ STOPPED = {TIMED_OUT, CANCELLED, BREACHED}
 class WatchedLimiter:
     limiter: BranchLimiter
     ceiling: float  # the total, or what was borrowed when it shrank
-    inside: int = 0  # branches in their own code, and entrants
+    parent: WatchedLimiter | None = None
+    inside: int = 0  # tokens of branches in their own code, and of entrants
     entering: int = 0
+
+    def chain(self) -> Iterator[WatchedLimiter]:
+        watched: WatchedLimiter | None = self
+        while watched is not None:
+            yield watched
+            watched = watched.parent
+
+    def fits(self, weight: int) -> bool:
+        return all(
+            w.limiter.available_tokens >= weight or not w.limiter.borrowed_tokens
+            for w in self.chain()
+        )
+
+    def is_paused(self) -> bool:
+        return any(w.limiter.statistics().paused is not None for w in self.chain())
+
+
+@attrs.define(eq=False)
+class Lent:
+    """A wait of a branch, that lends its token."""
+
+    step: WatchedStep
+    key: str
+    targets: Callable[[], list[Hashable]]  # the keys that it waits for
+    is_over: Callable[[], bool]  # at a jump of the clock: it waits for its token again
 
 
 class Oracle:
@@ -76,10 +104,12 @@ class Oracle:
         self.now = now
         self.cancelled = cancelled
         self.is_cancelled = is_cancelled  # the current task, by now
+        self.has_weights = False
         self.violations: list[str] = []
         self.log: list[tuple[object, ...]] = []
         self.limiters: dict[BranchLimiter, WatchedLimiter] = {}
         self.steps: list[WatchedStep] = []
+        self.lent: list[Lent] = []
         self._checked_at = -math.inf
         self._requests = 0
 
@@ -97,8 +127,9 @@ class Oracle:
 
     # ------------------------------------------------------------ limiters
 
-    def watch(self, limiter: BranchLimiter) -> None:
-        self.limiters[limiter] = WatchedLimiter(limiter, limiter.total_tokens)
+    def watch(self, limiter: BranchLimiter, parent: BranchLimiter | None = None) -> None:
+        around = None if parent is None else self.limiters[parent]
+        self.limiters[limiter] = WatchedLimiter(limiter, limiter.total_tokens, around)
 
     def set_limit(self, limiter: BranchLimiter, total_tokens: float) -> None:
         limiter.total_tokens = total_tokens
@@ -124,6 +155,45 @@ class Oracle:
         finally:
             watched.inside -= 1
             self.tell("entrant leaves", limiter.name)
+
+    @contextmanager
+    def lending(
+        self,
+        step: WatchedStep,
+        key: str | None,
+        targets: Callable[[], list[Hashable]],
+        is_over: Callable[[], bool],
+    ) -> Iterator[None]:
+        """The branch is in a wait of ours; no branch (the body of a step in none) lends nothing."""
+        if key is None:
+            yield
+            return
+        lent = Lent(step, key, targets, is_over)
+        step.has_begun_a_wait(key)
+        self.lent.append(lent)
+        step.count(key, -1)
+        try:
+            yield
+        finally:
+            step.count(key, +1)
+            self.lent.remove(lent)
+
+    def is_circle(self, waiter: str | None, targets: list[Hashable]) -> bool:
+        """Forwards from the targets: is the waiter waited for, by them or through others?"""
+        due, seen = list(targets), set(targets)
+        while due:
+            key = due.pop()
+            if key == waiter:
+                return True
+            following = [
+                target for lent in self.lent if lent.key == key for target in lent.targets()
+            ]
+            for step in self.steps:
+                if step.parent == key and step.is_open:
+                    following += step.outstanding()
+            due += [target for target in following if target not in seen]
+            seen.update(following)
+        return False
 
     def trip(self, switch: Breach) -> None:
         reason = switch.reason or self.new_reason("trip")
@@ -163,7 +233,11 @@ class Oracle:
             borrowed = limiter.borrowed_tokens
             watched.ceiling = max(limiter.total_tokens, min(watched.ceiling, borrowed))
             self.check(
-                borrowed <= watched.ceiling, "borrowed <= total", limiter.name, borrowed, watched
+                borrowed <= watched.ceiling + self._over_the_cap(watched),
+                "borrowed <= total",
+                limiter.name,
+                borrowed,
+                watched,
             )
             self.check(
                 watched.inside <= borrowed,
@@ -183,14 +257,16 @@ class Oracle:
     def _check_conservation(self, watched: WatchedLimiter) -> None:
         limiter = watched.limiter
         how = limiter.statistics()
-        steps = [s for s in self.steps if s.limiter is limiter and s.is_open]
+        steps = [s for s in self.steps if s.is_open and watched in s.chain()]
         queued = sum(s.statistics().queued for s in steps)
+        resuming = [lent for lent in self.lent if watched in lent.step.chain() and lent.is_over()]
         self.check(
-            how.tasks_waiting == queued + watched.entering,
+            how.tasks_waiting == queued + watched.entering + len(resuming),
             "who waits is counted",
             how,
             queued,
             watched.entering,
+            resuming,
         )
         self.check(
             how.borrowed_tokens == watched.inside,
@@ -198,9 +274,33 @@ class Oracle:
             how,
             watched.inside,
         )
-        if how.paused is None and how.borrowed_tokens < how.total_tokens:
-            ungated = how.tasks_waiting - sum(s.statistics().queued for s in steps if s.is_paused)
-            self.check(ungated == 0, "time does not jump while something is admissible", how)
+        (*_, root) = watched.chain()
+        if self.has_weights and root.limiter.borrowed_tokens:
+            return  # one that fits may stand behind one that does not
+        promise = "time does not jump while something is admissible"
+        for lent in resuming:
+            weight = lent.step.traces[lent.key].weight
+            self.check(not lent.step.watched_limiter().fits(weight), promise, how, lent)
+        if watched.entering and not watched.is_paused():
+            self.check(not watched.fits(1), promise, how, "an entrant")
+        for step in steps:
+            if step.statistics().queued and not step.is_paused:
+                own = step.watched_limiter()
+                self.check(own.is_paused() or not own.fits(1), promise, how, step.name)
+
+    def _over_the_cap(self, watched: WatchedLimiter) -> float:
+        """What may be in use beyond it: who was told to stop while parked; a heavy one, alone."""
+        traces = [
+            trace
+            for step in self.steps
+            if step.is_open and watched in step.chain()
+            for trace in step.traces.values()
+            if trace.left_at is None
+        ]
+        heaviest = max((trace.weight for trace in traces), default=0)
+        stopped = sum(trace.weight for trace in traces if trace.has_lent)
+        is_any_told = stopped and any(step.may_be_stopped() for step in self.steps)
+        return (stopped if is_any_told else 0) + max(0, heaviest - watched.limiter.total_tokens)
 
     # ------------------------------------------------------------ at the end
 
@@ -214,8 +314,10 @@ class Oracle:
 
     # ------------------------------------------------------------ steps
 
-    def step(self, plan: StepPlan, limiter: BranchLimiter, name: str) -> WatchedStep:
-        step = WatchedStep(self, plan, limiter, name)
+    def step(
+        self, plan: StepPlan, limiter: BranchLimiter, name: str, parent: str | None = None
+    ) -> WatchedStep:
+        step = WatchedStep(self, plan, limiter, name, parent)
         self.steps.append(step)
         return step
 
@@ -225,7 +327,9 @@ class Trace:
     """What the code of one branch saw."""
 
     timeout: float
+    weight: int
     submitted_at: float
+    has_lent: bool = False
     entered_at: float | None = None
     left_at: float | None = None
     value: object = None
@@ -306,16 +410,24 @@ class Recorder(abc.Observer):
 class WatchedStep:
     """One step: what its code saw, against the engine's account."""
 
-    def __init__(self, oracle: Oracle, plan: StepPlan, limiter: BranchLimiter, name: str) -> None:
+    def __init__(
+        self,
+        oracle: Oracle,
+        plan: StepPlan,
+        limiter: BranchLimiter,
+        name: str,
+        parent: str | None = None,
+    ) -> None:
         self.oracle = oracle
         self.plan = plan
         self.limiter = limiter
         self.name = name
+        self.parent = parent  # the branch around it
         self.recorder = Recorder(self)
         self.nursery: BranchNursery | None = None
         self.is_open = False
         self.is_paused = False
-        self.refused = False  # its switch had been tripped
+        self.was_refused = False  # its switch had been tripped
         self.body_error: Exception | None = None
         self.opened_at = 0.0
         self.branches: list[Branch[Any]] = []
@@ -323,6 +435,7 @@ class WatchedStep:
         self.exits: list[str] = []
         self.inside = 0
         self.peak = 0
+        self.has_lent = False
         self.requests: dict[Hashable, tuple[str, float]] = {}  # as observers were told
         self.cancelled_for: dict[Hashable, str] = {}  # by calls that returned True
         self.breach_reasons: list[str] = []
@@ -335,12 +448,15 @@ class WatchedStep:
     def opened(self, nursery: BranchNursery) -> None:
         self.nursery = nursery
         self.is_open = True
+        if nursery.limiter is not self.limiter:  # a sub-cap
+            self.oracle.watch(nursery.limiter, self.limiter)
+            self.limiter = nursery.limiter
         self.opened_at = self.oracle.now()
         self.oracle.tell("opened", self.name)
 
     @contextmanager
-    def submitting(self, key: str, timeout: float) -> Iterator[None]:
-        self.traces[key] = Trace(timeout, self.oracle.now())
+    def submitting(self, key: str, timeout: float, weight: int) -> Iterator[None]:
+        self.traces[key] = Trace(timeout, weight, self.oracle.now())
         try:
             yield
         except Exception as exc:
@@ -371,14 +487,44 @@ class WatchedStep:
         trace = self.traces[key]
         self.oracle.check(trace.entered_at is None, "a branch is called once", key)
         trace.entered_at = now
-        self.oracle.limiters[self.limiter].inside += 1
-        self.inside += 1
-        self.peak = max(self.peak, self.inside)
+        self.count(key, +1)
         return len([t for t in self.traces.values() if t.entered_at is not None])
 
+    def watched_limiter(self) -> WatchedLimiter:
+        return self.oracle.limiters[self.limiter]
+
+    def chain(self) -> Iterator[WatchedLimiter]:
+        return self.watched_limiter().chain()
+
+    def count(self, key: str, change: int) -> None:
+        """A branch runs, or does no more, or lends its token."""
+        trace = self.traces[key]
+        for watched in self.chain():
+            watched.inside += change * trace.weight
+        self.inside += change
+        self.peak = max(self.peak, self.inside)
+
+    def has_begun_a_wait(self, key: str) -> None:
+        self.has_lent = self.traces[key].has_lent = True
+
+    def outstanding(self) -> list[Hashable]:
+        return [branch.key for branch in self.branches if branch.status not in ENDED]
+
+    def may_be_stopped(self) -> bool:
+        now = self.oracle.now()
+        return self.is_open and (
+            bool(self.requests)
+            or self.stop_reason() is not None
+            or self.is_past_deadline()
+            or self.interrupted_at < math.inf
+            or any(
+                trace.entered_at is not None and now >= trace.entered_at + trace.timeout
+                for trace in self.traces.values()
+            )
+        )
+
     def _left(self, key: str) -> Trace:
-        self.oracle.limiters[self.limiter].inside -= 1
-        self.inside -= 1
+        self.count(key, -1)
         self.exits.append(key)
         trace = self.traces[key]
         trace.left_at = self.oracle.now()
@@ -436,7 +582,7 @@ class WatchedStep:
         )
         for key in told:
             self.oracle.check(predicate(key), "only what the predicate accepts is cancelled", key)
-            self._has_cancelled(self.nursery[key], before[key], reason)
+            self._has_cancelled(self.nursery[key], before.get(key, QUEUED), reason)
 
     def reprioritise(self, branch: Branch[Any], priority: int) -> None:
         before = branch.status
@@ -542,7 +688,10 @@ class WatchedStep:
             [result[key].completion_index for key in self.exits] == list(range(len(self.exits))),
             "completion_index counts the endings",
         )
-        check(result.peak_in_flight == self.peak, "the peak is exact", result.peak_in_flight)
+        if self.has_lent:  # tokens come back a little before the code goes on
+            check(result.peak_in_flight >= self.peak, "what runs counts in the peak", result)
+        else:
+            check(result.peak_in_flight == self.peak, "the peak is exact", result.peak_in_flight)
         how = self.statistics()
         check(
             (how.queued, how.running, how.ended) == (0, 0, len(keys)), "all have ended", how, keys

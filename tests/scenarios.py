@@ -2090,7 +2090,7 @@ async def a_function_that_is_not_async_after_all(r: Recorder) -> None:
     r.seen["step"] = attrs.evolve(seen, branches=named, feedback=feedback)
 
 
-@row(then=["wait", "completed", "nested"], a="succeeded")
+@row(then=["wait", "completed", "enter"], a="succeeded")
 async def what_a_branch_may_not_do(r: Recorder) -> list[str]:
     refused = []
 
@@ -2105,15 +2105,330 @@ async def what_a_branch_may_not_do(r: Recorder) -> list[str]:
             except RuntimeError:
                 refused.append("completed")
             try:
-                async with open_branch_nursery(n.limiter):
-                    pass
+                await n.limiter.__aenter__()
             except RuntimeError:
-                refused.append("nested")
+                refused.append("enter")
 
         n.start_soon("a", a)
 
     await block(r, body)
     return refused
+
+
+# ================================================================ nesting: lend and swap
+
+
+async def nap(r: Recorder, seconds: float, **options: Any) -> ParallelResult[Any, Any]:
+    """A nested step of two that sleep."""
+    branches = {key: _bind(r.world.sleep, seconds) for key in "xy"}
+    return await run_branches(branches, **options)
+
+
+@row(a="succeeded =(1, 2)", b="succeeded =(1, 2)", time=4.0)
+async def nested_on_the_same_limiter_of_one(r: Recorder) -> None:
+    async def a() -> tuple[int, int]:
+        result = await nap(r, 1)
+        return result.peak_in_flight, len(result.outputs)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+        n.start_soon("b", a)
+
+    await block(r, body, 1)
+
+
+@row(then="1 of 1", a="succeeded", time=1.0)
+async def nested_nine_deep_under_a_limit_of_one(r: Recorder) -> str:
+    async def deeper(depth: int) -> None:
+        if depth:
+            await run_branches({depth: _bind(deeper, depth - 1)})
+            return
+        await r.world.sleep(1)
+        seen.append(f"{limiter.borrowed_tokens} of {limiter.total_tokens}")
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", deeper, 9)
+
+    seen: list[str] = []
+    limiter = BranchLimiter(1)
+    await block(r, body, limiter)
+    return seen[0]
+
+
+@row(then=[(1, 2), (1, 2)], a="succeeded", b="succeeded", time=3.0)
+async def a_sub_cap_and_the_cap_around_it_hold_both(r: Recorder) -> list[tuple[int, int]]:
+    async def look(n: BranchNursery) -> None:
+        await r.world.sleep(1)
+        seen.append((n.limiter.borrowed_tokens, limiter.borrowed_tokens))
+
+    async def a() -> None:
+        async with open_branch_nursery(1) as n:
+            n.start_soon("x", look, n)
+            n.start_soon("y", look, n)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 3)
+
+    seen: list[tuple[int, int]] = []
+    limiter = BranchLimiter(2)
+    await block(r, body, limiter)
+    return seen
+
+
+@row(then=(5, 3), a="succeeded", time=1.0)
+async def another_limiter_opts_out(r: Recorder) -> tuple[int, int]:
+    async def a() -> None:
+        async with open_branch_nursery(other) as n:
+            for key in range(5):
+                n.start_soon(key, r.world.sleep, 1)
+            peak.append(limiter.borrowed_tokens)
+        peak.append(n.result.peak_in_flight)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a, weight=3)
+
+    peak: list[int] = []
+    limiter, other = BranchLimiter(3), BranchLimiter(9)
+    await block(r, body, limiter)
+    return peak[1], peak[0]
+
+
+@row(a="succeeded =1", b="succeeded", time=2.0)
+async def the_exit_of_a_nested_block_waits_for_the_token(r: Recorder) -> None:
+    async def a() -> int:
+        await nap(r, 1, limit=BranchLimiter(2))
+        return limiter.borrowed_tokens
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 2)
+
+    limiter = BranchLimiter(1)
+    result = await block(r, body, limiter)
+    assert (result["a"].duration, result["b"].started_at) == (2, result["a"].started_at)
+
+
+@row(a="succeeded", b="succeeded", heavy="succeeded", c="succeeded", time=4.0)
+async def one_above_the_limit_runs_alone(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", r.world.sleep, 1)
+        n.start_soon("b", r.world.sleep, 2)
+        n.start_soon("heavy", r.world.sleep, 1, weight=9)
+        n.start_soon("c", r.world.sleep, 1)
+
+    result = await block(r, body, 2)
+    assert (result["heavy"].wait_time, result["c"].wait_time) == (2, 3)
+
+
+@row(a="succeeded =2", b="succeeded =2", time=2.0)
+async def waiting_for_another_branch_lends(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        async def a() -> Any:
+            return (await n["b"].wait()).output
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.give, 2, 2)
+
+    await block(r, body, 1)
+
+
+@row(then=["x", "y"], a="succeeded", time=2.0)
+async def iterating_in_a_branch_lends(r: Recorder) -> list[Any]:
+    async def a() -> list[Any]:
+        async with open_branch_nursery() as inner:
+            inner.start_soon("x", r.world.sleep, 1)
+            inner.start_soon("y", r.world.sleep, 1)
+            seen.extend([result.key async for result in inner.completed()])
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a)
+
+    seen: list[Any] = []
+    await block(r, body, 1)
+    return seen
+
+
+@row(
+    a="failed !RuntimeError: Branch.wait() would wait for ever: 'b' waits for 'a' waits for 'b'",
+    b="succeeded",
+)
+async def two_that_wait_for_each_other(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        async def b() -> None:
+            await n["a"].wait()
+
+        async def a() -> None:
+            while n["b"].status is not BranchStatus.RUNNING:
+                await r.world.sleep(1)
+            await r.world.sleep(1)
+            await n["b"].wait()
+
+        n.start_soon("a", a)
+        n.start_soon("b", b)
+
+    await block(r, body, 2, policy=COLLECT)
+
+
+@row(
+    a="failed !RuntimeError: completed() would wait for ever: 'x' waits for 'a' waits for "
+    "the branches of step 'inner'",
+)
+async def an_iterator_in_a_circle(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        async def x() -> None:
+            await n["a"].wait()
+
+        async def a() -> None:
+            await r.world.sleep(1)
+            async for _ in inner.completed():
+                pass
+
+        n.start_soon("a", a)
+        async with open_branch_nursery(name="inner") as inner:
+            inner.start_soon("x", x)
+
+    await block(r, body, policy=COLLECT)
+
+
+@row(then=(True, 3.0), a="succeeded", b="succeeded", time=3.0)
+async def a_scope_of_ones_own_around_a_wait_ends_with_the_token(r: Recorder) -> tuple[bool, float]:
+    start = r.world.now()
+
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            async with r.world.scope(1):
+                await n["b"].wait()
+                pytest_fail()
+            seen.append((limiter.borrowed_tokens == 1, r.world.now() - start))
+
+        def pytest_fail() -> None:
+            raise AssertionError("it was cut short")
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 3)
+
+    seen: list[tuple[bool, float]] = []
+    limiter = BranchLimiter(1)
+    await block(r, body, limiter)
+    return seen[0]
+
+
+@row(then=[1.0, 2], a="cancelled (why)", b="succeeded", time=3.0)
+async def a_parked_branch_that_is_cancelled_unwinds_at_once(r: Recorder) -> list[float]:
+    start = r.world.now()
+
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            try:
+                await n["b"].wait()
+            finally:
+                seen.extend([r.world.now() - start, limiter.borrowed_tokens])
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 3)
+        await r.world.sleep(1)
+        n.cancel("a", "why")
+
+    seen: list[float] = []
+    limiter = BranchLimiter(1)
+    await block(r, body, limiter, policy=COLLECT)
+    return seen
+
+
+@row(
+    a="timed_out !TooSlowError: 'a' timed out after 2 s",
+    b="succeeded",
+    c="succeeded",
+    time=4.0,
+)
+async def a_timeout_of_its_own_while_it_waits_for_its_token(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            await n["b"].wait()
+            await r.world.forever()
+
+        n.start_soon("a", a, timeout=2)
+        n.start_soon("b", r.world.sleep, 1)
+        n.start_soon("c", r.world.sleep, 4)
+        await r.world.sleep(0.5)
+        limiter.total_tokens = 1
+
+    limiter = BranchLimiter(3)
+    result = await block(r, body, limiter, policy=COLLECT)
+    assert result["a"].duration == 2
+
+
+@row(then=(0, 1), a="succeeded", b="succeeded", c="succeeded", time=2.0)
+async def who_waits_for_its_token_is_counted_as_waiting(r: Recorder) -> tuple[int, int]:
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            await n["b"].wait()
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 1)
+        n.start_soon("c", r.world.sleep, 2)
+        await r.world.sleep(0.5)
+        before = limiter.statistics().tasks_waiting
+        limiter.total_tokens = 1
+        await r.world.sleep(1)
+        seen.append((before, limiter.statistics().tasks_waiting))
+
+    seen: list[tuple[int, int]] = []
+    limiter = BranchLimiter(3)
+    await block(r, body, limiter)
+    return seen[0]
+
+
+@row(then=[(1, 1.0), (2, 2.0)], a="succeeded", b="succeeded", c="succeeded", time=2.0)
+async def two_waits_at_once_in_tasks_of_ones_own(r: Recorder) -> list[tuple[int, float]]:
+    start = r.world.now()
+
+    async def body(n: BranchNursery) -> None:
+        async def wait(key: str, number: int) -> None:
+            await n[key].wait()
+            seen.append((number, r.world.now() - start))
+
+        async def a() -> None:
+            async with r.world.tasks() as start_task:
+                start_task(wait, "b", 1)
+                start_task(wait, "c", 2)
+            assert limiter.borrowed_tokens == 1
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 1)
+        n.start_soon("c", r.world.sleep, 1)
+
+    seen: list[tuple[int, float]] = []
+    limiter = BranchLimiter(1)
+    await block(r, body, limiter)
+    return seen
+
+
+@row(a="succeeded", b="succeeded", c="succeeded", time=5.0)
+async def pauses_hold_neither_who_resumes_nor_what_is_nested(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            await nap(r, 1)  # though the step is paused
+            limiter.pause("memory")
+            await n["b"].wait()
+
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 3)
+        await r.world.sleep(0.5)
+        n.pause("wait")
+        n.start_soon("c", r.world.sleep, 1)
+        await r.world.sleep(3.5)
+        assert n["a"].status is BranchStatus.SUCCEEDED
+        assert n["c"].status is BranchStatus.QUEUED
+        n.resume()
+        limiter.resume()
+
+    limiter = BranchLimiter(2)
+    await block(r, body, limiter)
+
+
+# ================================================================ and more
 
 
 @row(left=None, then=list(range(200)))

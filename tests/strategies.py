@@ -9,14 +9,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, TypeAlias
 
 import attrs
 from hypothesis import strategies as st
 
-from oracle import Oracle, WatchedStep
+from oracle import ENDED, Oracle, WatchedStep
 from trio_parallel_steps import (
     COLLECT,
     FAIL_FAST,
@@ -97,9 +97,10 @@ class Spawn:
 
 @attrs.frozen
 class Nest:
-    """Open a step in here, on the other limiter."""
+    """Open a step in here: on the limiter around it, under a sub-cap, or on the other limiter."""
 
     step: StepPlan
+    limit: int | float | str | None = None
 
 
 @attrs.frozen
@@ -138,6 +139,7 @@ class BranchPlan:
     priority: int = 0
     timeout: float = math.inf
     when_cancelled: str = "pass"
+    weight: int = 1
 
 
 POLICIES: dict[str, Policy] = {
@@ -197,6 +199,11 @@ far_times = st.sampled_from([math.inf, math.inf, math.inf, math.inf, 0, 1, 2, 4,
 limits: st.SearchStrategy[int | float] = st.sampled_from([1, 1, 2, 2, 3, 4, math.inf])
 targets = st.integers(0, 7)
 priorities = st.integers(-2, 2)
+weights = st.sampled_from([1, 1, 1, 1, 1, 2, 3])
+OTHER = "the other limiter"
+nested_limits: st.SearchStrategy[int | float | str | None] = st.sampled_from(
+    [None, None, None, 1, 1, 2, 3, math.inf, OTHER, OTHER]
+)
 rules = st.lists(
     st.builds(
         CancelRule,
@@ -228,24 +235,26 @@ def branch_plans(spawns: int, nests: int) -> st.SearchStrategy[BranchPlan]:
     ops: list[st.SearchStrategy[Op]] = [sleeps, sleeps, sleeps, st.builds(Fail), changes]
     if spawns:
         ops.append(st.builds(Spawn, branch_plans(spawns - 1, 0)))
+        ops.append(st.one_of(st.builds(WaitFor, targets), st.builds(Consume)))
     if nests:
-        ops.append(st.builds(Nest, step_plans(nested=True)))
+        ops.append(st.builds(Nest, step_plans(nests - 1, nested=True), nested_limits))
     return st.builds(
         BranchPlan,
         ops=st.lists(st.one_of(ops), max_size=3).map(tuple),
         priority=st.one_of(st.just(0), priorities),
         timeout=far_times,
         when_cancelled=st.sampled_from(["pass", "pass", *WHEN_CANCELLED]),
+        weight=weights,
     )
 
 
-def step_plans(nested: bool = False, reactive: bool = False) -> st.SearchStrategy[StepPlan]:
-    plans = branch_plans(0, 0) if nested else branch_plans(1, 1)
+def step_plans(
+    nests: int = 2, nested: bool = False, reactive: bool = False
+) -> st.SearchStrategy[StepPlan]:
+    plans = branch_plans(0 if nested else 1, nests)
     spawns: st.SearchStrategy[Op] = st.builds(Spawn, plans)
     several = st.lists(spawns, min_size=1, max_size=3 if nested else 6)
     waits: st.SearchStrategy[Op] = st.one_of(st.builds(WaitFor, targets), st.builds(Consume))
-    if nested:
-        waits = sleeps
     rest = st.lists(st.one_of(spawns, sleeps, changes, waits, st.builds(Fail)), max_size=4)
     reactions: st.SearchStrategy[list[Reaction]] = st.just([])
     if reactive:
@@ -352,6 +361,7 @@ class Interpreter:
         self.nested = BranchLimiter(self.program.nested_total_tokens, name="nested")
         for limiter in dict.fromkeys([*self.limiters, self.nested]):
             self.oracle.watch(limiter)
+        self.oracle.has_weights = "weight=2" in (text := repr(self.program)) or "weight=3" in text
 
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """What is to be run side by side."""
@@ -392,12 +402,22 @@ class Interpreter:
             finally:
                 await limiter.__aexit__(None, None, None)
 
-    async def run_step(self, plan: StepPlan, limiter: BranchLimiter, name: str) -> None:
-        watched = self.oracle.step(plan, limiter, name)
+    async def run_step(
+        self,
+        plan: StepPlan,
+        limiter: BranchLimiter,
+        name: str,
+        limit: int | float | str | None = OTHER,
+        around: tuple[WatchedStep, str] | None = None,
+    ) -> None:
+        """`limiter`: the step's own, or the one around it if `limit` says so."""
+        key = None if around is None else around[1]
+        watched = self.oracle.step(plan, limiter, name, key)
         already_tripped = self.switch.reason
+        leaving = ExitStack()
         try:
             async with open_branch_nursery(
-                limiter,
+                limiter if isinstance(limit, str) else limit,
                 name=name,
                 policy=POLICIES[plan.policy],
                 fail_after=plan.fail_after,
@@ -409,20 +429,29 @@ class Interpreter:
                 watched.opened(nursery)
                 try:
                     for op in plan.body:
-                        await self.do(op, watched)
+                        await self.do(op, watched, around)
                 except Oops as oops:
                     watched.body_error = oops
                     raise
+                finally:
+                    if around is not None:
+                        leaving.enter_context(
+                            self.oracle.lending(
+                                *around, watched.outstanding, lambda: not watched.outstanding()
+                            )
+                        )
         except BaseException as exc:
+            leaving.close()
             if watched.nursery is None:
                 assert plan.on_switch
                 assert isinstance(exc, Breached)
                 assert exc.reason == already_tripped
-                watched.refused = True
+                watched.was_refused = True
             else:
                 watched.closed(exc)
             raise
         else:
+            leaving.close()
             watched.closed(None)
 
     async def run_branch(self, watched: WatchedStep, key: str, plan: BranchPlan) -> int:
@@ -430,7 +459,7 @@ class Interpreter:
         try:
             try:
                 for op in plan.ops:
-                    await self.do(op, watched, in_branch=True)
+                    await self.do(op, watched, (watched, key))
             except self.kit.cancelled:
                 match plan.when_cancelled:
                     case "return":
@@ -457,7 +486,7 @@ class Interpreter:
         assert watched.nursery is not None
         number, self._numbers = self._numbers, self._numbers + 1
         key = f"{watched.name}.{number}"
-        with watched.submitting(key, plan.timeout):
+        with watched.submitting(key, plan.timeout, plan.weight):
             branch = watched.nursery.start_soon(
                 key,
                 self.run_branch,
@@ -465,12 +494,17 @@ class Interpreter:
                 key,
                 plan,
                 priority=plan.priority,
+                weight=plan.weight,
                 timeout=plan.timeout,
             )
         watched.submitted(branch)
         return branch
 
-    async def do(self, op: Op, watched: WatchedStep, in_branch: bool = False) -> None:
+    async def do(
+        self, op: Op, watched: WatchedStep, around: tuple[WatchedStep, str] | None = None
+    ) -> None:
+        """`around`: the branch whose code it is, and its step; for the body of a nested step, that
+        of the branch around it."""
         nursery = watched.nursery
         assert nursery is not None
         match op:
@@ -478,20 +512,55 @@ class Interpreter:
                 await self.kit.sleep(seconds)
             case Fail():
                 raise Oops("on purpose")
-            case Nest(step):
+            case Nest(step, limit):
                 number, self._numbers = self._numbers, self._numbers + 1
-                await self.run_step(step, self.nested, f"{watched.name}/{number}")
+                limiter = self.nested if limit == OTHER else watched.limiter
+                await self.run_step(step, limiter, f"{watched.name}/{number}", limit, around)
             case WaitFor(target):
                 if (branch := watched.target(target)) is not None:
-                    result = await branch.wait()
-                    watched.waited(branch, result)
+                    await self.wait_for(branch, watched, around)
             case Consume():
-                results: list[StepResult[Any]] = []
-                async for result in nursery.completed():
-                    results.append(result)
-                watched.consumed(results)
+                await self.consume(watched, around)
             case _:
                 self.do_now(op, watched)
+
+    async def wait_for(
+        self, branch: Branch[Any], watched: WatchedStep, around: tuple[WatchedStep, str] | None
+    ) -> None:
+        targets: list[Hashable] = [branch.key]
+        step, waiter = around or (watched, None)
+        if waiter is not None and branch.status not in ENDED:
+            is_circle = self.oracle.is_circle(waiter, targets)
+        else:
+            is_circle = False
+        with self.oracle.lending(step, waiter, lambda: targets, lambda: branch.status in ENDED):
+            try:
+                result = await branch.wait()
+            except RuntimeError as error:
+                self.oracle.check(is_circle, "only a circle is refused", error)
+                return
+        self.oracle.check(not is_circle, "a circle is refused", waiter, targets)
+        watched.waited(branch, result)
+
+    async def consume(self, watched: WatchedStep, around: tuple[WatchedStep, str] | None) -> None:
+        nursery = watched.nursery
+        assert nursery is not None
+        results: list[StepResult[Any]] = []
+        step, waiter = around or (watched, None)
+
+        def is_over() -> bool:
+            return len(results) < watched.statistics().ended or not watched.outstanding()
+
+        try:
+            with self.oracle.lending(step, waiter, watched.outstanding, is_over):
+                async for result in nursery.completed():
+                    results.append(result)
+        except RuntimeError as error:
+            self.oracle.check(
+                self.oracle.is_circle(waiter, watched.outstanding()), "only a circle", error
+            )
+            return
+        watched.consumed(results)
 
     def do_now(self, op: Op, watched: WatchedStep) -> None:
         """Operations that are no checkpoints."""

@@ -10,33 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from fakes import StrictLedger
 from trio_parallel_steps import BranchStatus
 from trio_parallel_steps._admission import Entry, Pool, Queue, Token
 
 QUEUED = BranchStatus.QUEUED
 RUNNING = BranchStatus.RUNNING
 SKIPPED = BranchStatus.SKIPPED
-
-
-class CountingLedger:
-    """Refuses what it does not have, as trio's does."""
-
-    def __init__(self, total: int | float) -> None:
-        self.total = total
-        self.out: list[Token] = []
-
-    def take(self, token: Token) -> None:
-        assert len(self.out) < self.total, "a token that is not there was taken"
-        self.out.append(token)
-
-    def give(self, token: Token) -> None:
-        self.out.remove(token)
-
-    def available(self) -> int | float:
-        return self.total - len(self.out)
-
-    def set_total(self, total_tokens: int | float) -> None:
-        self.total = total_tokens
 
 
 class Waiter:
@@ -103,8 +83,8 @@ class Step:
         return [waiter.name for waiter in self.admitted]
 
 
-def pool_of(total: int | float) -> tuple[Pool, CountingLedger]:
-    ledger = CountingLedger(total)
+def pool_of(total: int | float) -> tuple[Pool, StrictLedger]:
+    ledger = StrictLedger(total)
     return Pool(ledger, total), ledger
 
 

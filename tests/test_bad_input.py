@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from helpers import FAILED, assert_complete, assert_idle, give, until_nothing_is_ready
 from trio_parallel_steps import (
@@ -339,6 +338,13 @@ START_SOON: list[Row] = [
     ({"timeout": True}, TypeError, f"`timeout` {SECONDS}True"),
     ({"timeout": None}, TypeError, f"`timeout` {SECONDS}None"),
     ({"timeout": "1"}, TypeError, f"`timeout` {SECONDS}'1'"),
+    ({"weight": True}, TypeError, "`weight` must be an int >= 1, got True"),
+    ({"weight": 1.5}, TypeError, "`weight` must be an int >= 1, got 1.5"),
+    ({"weight": 1.0}, TypeError, "`weight` must be an int >= 1, got 1.0"),
+    ({"weight": None}, TypeError, "`weight` must be an int >= 1, got None"),
+    ({"weight": math.inf}, TypeError, "`weight` must be an int >= 1, got inf"),
+    ({"weight": 0}, ValueError, "`weight` must be an int >= 1, got 0"),
+    ({"weight": -1}, ValueError, "`weight` must be an int >= 1, got -1"),
 ]
 
 
@@ -393,6 +399,21 @@ RUN_BRANCHES: list[Row] = [
     ),
     ({"priorities": {"a": True}}, TypeError, "`priorities['a']` must be an int, got True"),
     ({"priorities": {"a": 0.5}}, TypeError, "`priorities['a']` must be an int, got 0.5"),
+    (
+        {"weights": {"x": 1}},
+        ValueError,
+        "`weights` names keys that are not in `branches`: ['x']",
+    ),
+    (
+        {"weights": [("a", 1)]},
+        TypeError,
+        "`weights` must be a mapping from key to int, got [('a', 1)]",
+    ),
+    ({"weights": {"a": True}}, TypeError, "`weights['a']` must be an int >= 1, got True"),
+    ({"weights": {"a": 1.5}}, TypeError, "`weights['a']` must be an int >= 1, got 1.5"),
+    ({"weights": {"a": None}}, TypeError, "`weights['a']` must be an int >= 1, got None"),
+    ({"weights": {"a": 0}}, ValueError, "`weights['a']` must be an int >= 1, got 0"),
+    ({"weights": {"a": -1}}, ValueError, "`weights['a']` must be an int >= 1, got -1"),
     ({"branch_timeout": -1}, ValueError, f"`branch_timeout` {SECONDS}-1"),
     ({"branch_timeout": NAN}, ValueError, f"`branch_timeout` {SECONDS}nan"),
     ({"branch_timeout": True}, TypeError, f"`branch_timeout` {SECONDS}True"),
@@ -612,50 +633,19 @@ async def in_a_branch(
     return nursery.result["it"].exception
 
 
-@pytest.mark.parametrize("limit", [None, 1, math.inf])
-async def test_a_step_in_a_branch_needs_a_limiter_of_its_own(limit: Any) -> None:
-    async def nests(nursery: BranchNursery) -> None:
-        await run_branches({"a": never_called}, limit)
-
-    error = await in_a_branch(nests)
-    assert type(error) is RuntimeError
-    assert str(error) == (
-        f"a step inside branch 'it' needs a BranchLimiter of its own as its limit, got {limit!r}"
-    )
-
-
-async def test_a_step_in_a_branch_on_the_same_limiter_is_refused() -> None:
-    limiter = BranchLimiter(2, name="shared")
-
-    async def nests(nursery: BranchNursery) -> None:
-        await run_branches({"a": never_called}, limiter)
-
-    error = await in_a_branch(nests, limiter)
-    assert type(error) is RuntimeError
-    assert re.fullmatch(
-        r"<BranchLimiter 'shared': \d of 2 in use, \d waiting> is the one that branch 'it' runs on",
-        str(error),
-    )
-
-
-async def test_a_step_on_the_limiter_of_a_branch_further_out_is_refused(
-    autojump_clock: MockClock,
+@rows(
+    (True, TypeError, "`limit` must be an int >= 1, math.inf or a BranchLimiter, got True"),
+    (0, ValueError, "`limit` must be an int >= 1, math.inf or a BranchLimiter, got 0"),
+)
+async def test_a_step_in_a_branch_refuses_a_bad_limit_like_any_other(
+    given: Any, error: type[Exception], message: str
 ) -> None:
-    """It would wait for a token that its own grandparent holds."""
-    limiter = BranchLimiter(1, name="outermost")
-
-    async def deepest() -> None:
-        await run_branches({"a": never_called}, limiter)
-
     async def nests(nursery: BranchNursery) -> None:
-        with trio.fail_after(60):  # in place of a stall
-            await run_branches({"deepest": deepest}, BranchLimiter(1), policy=COLLECT)
-            result = await run_branches({"deepest": deepest}, BranchLimiter(1), policy=COLLECT)
-        result["deepest"].unwrap()
+        await run_branches({"a": never_called}, given)
 
-    error = await in_a_branch(nests, limiter)
-    assert type(error) is RuntimeError
-    assert "is the one that branch 'it' runs on" in str(error)
+    raised = await in_a_branch(nests)
+    assert type(raised) is error
+    assert str(raised) == message
 
 
 async def test_a_branch_cant_enter_the_limiter_that_it_runs_on() -> None:
@@ -697,42 +687,48 @@ async def test_a_limiter_cant_be_left_by_a_task_that_is_not_in_it() -> None:
         await limiter.__aexit__(None, None, None)
 
 
-async def test_a_branch_cant_wait_for_a_branch() -> None:
-    async def waits(nursery: BranchNursery) -> None:
-        await nursery["next"].wait()
-
-    error = await in_a_branch(waits)
-    assert type(error) is RuntimeError
-    assert str(error) == "Branch.wait() can't be called inside a branch"
-
-
 async def test_a_branch_cant_wait_for_itself() -> None:
     async def waits(nursery: BranchNursery) -> None:
         await current_branch().wait()
 
-    assert type(await in_a_branch(waits)) is RuntimeError
+    error = await in_a_branch(waits)
+    assert type(error) is RuntimeError
+    assert str(error) == "Branch.wait() would wait for ever: 'it' waits for 'it'"
 
 
-async def test_a_branch_cant_iterate_over_what_completes() -> None:
+async def test_a_branch_cant_wait_for_one_that_it_is_in() -> None:
+    async def waits(nursery: BranchNursery) -> None:
+        result = await run_branches({"inner": nursery["it"].wait}, policy=COLLECT)
+        result["inner"].unwrap()
+
+    error = await in_a_branch(waits)
+    assert type(error) is RuntimeError
+    assert str(error) == (
+        "Branch.wait() would wait for ever: 'it' waits for 'inner' waits for 'it'"
+    )
+
+
+async def test_a_branch_cant_iterate_over_its_own_step() -> None:
     async def iterates(nursery: BranchNursery) -> None:
-        async for _ in nursery.completed():
-            pytest.fail("iterated")
+        nursery.completed()
 
     error = await in_a_branch(iterates)
     assert type(error) is RuntimeError
-    assert str(error) == "completed() can't be called inside a branch"
+    assert str(error) == (
+        "completed() would wait for ever: 'it' waits for the branches of step 'step'"
+    )
 
 
 async def test_a_task_that_a_branch_started_is_inside_it() -> None:
-    async def nests(nursery: BranchNursery) -> None:
+    async def waits(nursery: BranchNursery) -> None:
         async with trio.open_nursery() as own:
-            own.start_soon(nested)
+            own.start_soon(waits_too, nursery)
 
-    async def nested() -> None:
-        with pytest.raises(RuntimeError, match=r"^a step inside branch 'it' needs a BranchLimiter"):
-            await run_branches({"a": never_called})
+    async def waits_too(nursery: BranchNursery) -> None:
+        with pytest.raises(RuntimeError, match=r"^Branch\.wait\(\) would wait for ever: 'it'"):
+            await nursery["it"].wait()
 
-    assert await in_a_branch(nests) is None
+    assert await in_a_branch(waits) is None
 
 
 async def test_a_task_that_outlives_its_branch_is_outside() -> None:

@@ -13,6 +13,7 @@ from trio_parallel_steps import (
     BranchNursery,
     BranchStatus,
     StepResult,
+    current_branch,
     open_branch_nursery,
     run_branches,
 )
@@ -190,7 +191,7 @@ async def test_a_consumer_outside_the_body_sees_all_endings_of_a_stopped_step(
 
 async def test_a_branch_can_not_iterate_over_its_own_step(autojump_clock: MockClock) -> None:
     async def work(nursery: BranchNursery) -> None:
-        with pytest.raises(RuntimeError, match=r"completed\(\) can't be called inside a branch"):
+        with pytest.raises(RuntimeError, match=r"^completed\(\) would wait for ever"):
             nursery.completed()
 
     async with open_branch_nursery(1) as nursery:
@@ -199,7 +200,7 @@ async def test_a_branch_can_not_iterate_over_its_own_step(autojump_clock: MockCl
 
 async def test_nor_by_an_iterator_that_the_body_has_made(autojump_clock: MockClock) -> None:
     async def work(results: Any) -> None:
-        with pytest.raises(RuntimeError, match="inside a branch"):
+        with pytest.raises(RuntimeError, match=r"^completed\(\) would wait for ever: 'a' "):
             await anext(results)
 
     with trio.fail_after(10):
@@ -270,13 +271,16 @@ async def test_wait_is_a_checkpoint_also_after_the_end() -> None:
             await nursery["a"].wait()
 
 
-async def test_a_branch_can_not_wait_for_a_branch() -> None:
-    async def work(nursery: BranchNursery) -> None:
-        with pytest.raises(RuntimeError, match=r"Branch\.wait\(\) can't be called inside a branch"):
-            await nursery["b"].wait()
+@pytest.mark.parametrize("limit", [1, 2])
+async def test_a_branch_can_wait_for_another(limit: int, autojump_clock: MockClock) -> None:
+    async def work(nursery: BranchNursery) -> object:
+        result = await nursery["b"].wait()
+        assert current_branch().key == "a"
+        return result
 
-    async with open_branch_nursery(2) as nursery:
-        nursery.start_soon("b", trio.lowlevel.checkpoint)
+    async with open_branch_nursery(limit) as nursery:
         nursery.start_soon("a", work, nursery)
-    assert nursery.result["a"].success
+        submit(nursery, b=1)
+    assert nursery.result["a"].output is nursery.result["b"]
+    assert trio.current_time() == 1
     await run_branches({"later": trio.lowlevel.checkpoint})

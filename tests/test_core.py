@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fakes import StrictLedger
 from trio_parallel_steps import (
     COLLECT,
     FAIL_FAST,
@@ -21,7 +22,7 @@ from trio_parallel_steps import (
     tolerate,
     until,
 )
-from trio_parallel_steps._admission import Pool, Token
+from trio_parallel_steps._admission import Pool
 from trio_parallel_steps._announce import Announcer
 from trio_parallel_steps._branch import new_branch
 from trio_parallel_steps._core import StepCore
@@ -38,23 +39,6 @@ TIMED_OUT = BranchStatus.TIMED_OUT
 CANCELLED = BranchStatus.CANCELLED
 BREACHED = BranchStatus.BREACHED
 SKIPPED = BranchStatus.SKIPPED
-
-
-class Ledger:
-    def __init__(self) -> None:
-        self.out: set[Token] = set()
-
-    def take(self, token: Token) -> None:
-        self.out.add(token)
-
-    def give(self, token: Token) -> None:
-        self.out.remove(token)
-
-    def available(self) -> int | float:
-        return math.inf
-
-    def set_total(self, total_tokens: int | float) -> None:
-        pass
 
 
 class FakeHost:
@@ -109,7 +93,7 @@ class Step:
         observers: tuple[Observer, ...] = (),
     ) -> None:
         self.host = FakeHost()
-        self.ledger = Ledger()
+        self.ledger = StrictLedger(limit)
         self.pool = Pool(self.ledger, limit)
         run: Any = self.host
         self.core = StepCore(

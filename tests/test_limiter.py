@@ -263,23 +263,40 @@ async def test_a_task_of_a_branch_can_not_either() -> None:
 
 
 @pytest.mark.parametrize("nested", ["a step", "an entrant"])
-async def test_no_descendant_of_a_branch_can_wait_for_the_limiter_that_it_runs_on(
+async def test_a_descendant_of_a_branch_can_wait_for_the_limiter_that_it_runs_on(
     nested: str, autojump_clock: MockClock
 ) -> None:
+    """The branch has lent its token while it waits for its own step's end."""
     outer, inner = BranchLimiter(1), BranchLimiter(1)
+    log: list[str] = []
 
     async def grandchild() -> None:
-        with pytest.raises(RuntimeError):
-            if nested == "a step":
-                await run_branches({"c": trio.lowlevel.checkpoint}, outer)
-            else:
-                await outer.__aenter__()
+        if nested == "a step":
+            await run_branches({"c": trio.lowlevel.checkpoint}, outer)
+        else:
+            await hold(outer, 1, log, "entrant")
 
     async def child() -> None:
         await run_branches({"b": grandchild}, inner)
+        assert (busy(outer), busy(inner)) == ((1, 0), (0, 0))
 
     with trio.fail_after(10):
         await run_branches({"a": child}, outer)
+    assert busy(outer) == (0, 0)
+
+
+async def test_a_branch_on_a_sub_cap_can_not_enter_the_limiter_around_it() -> None:
+    limiter = BranchLimiter(5)
+
+    async def enter() -> None:
+        with pytest.raises(RuntimeError, match="is the one that branch 'b' runs on"):
+            await limiter.__aenter__()
+
+    async def nest() -> None:
+        await run_branches({"b": enter}, 2)
+
+    await run_branches({"a": nest}, limiter)
+    assert busy(limiter) == (0, 0)
 
 
 async def test_a_step_in_a_branch_works_on_another_limiter(autojump_clock: MockClock) -> None:

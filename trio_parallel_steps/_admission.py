@@ -251,14 +251,18 @@ class Pool:
         self._queue.push(entry)
         self._has_stale = True
         self._sweep()
-        self._offer()
+        self.unblock()
 
     def forget(self, waiter: Waiter) -> None:
         """It has gone without a token."""
         self._take_out(waiter)
         self._sweep()
+        self.unblock()
+
+    def unblock(self) -> None:
+        """Who has gone, or comes later or not at all from now on, may have been the head."""
         root = self.root()
-        if not root._is_plain:  # it may have been the head
+        if not root._is_plain:
             self._offer()
             root.changed()
 
@@ -538,3 +542,5 @@ class Pool:
         if reason is None:
             self._offer()
             self.root().changed()
+        else:
+            self.unblock()

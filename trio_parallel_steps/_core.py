@@ -623,6 +623,7 @@ class StepCore:
 
     def pause(self, reason: str) -> None:
         self.paused = reason
+        self.pool.unblock()
 
     def resume(self) -> None:
         self.paused = None
