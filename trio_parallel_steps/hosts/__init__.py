@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 from sniffio import AsyncLibraryNotFoundError, current_async_library
 
 from .._util import check_str, expected
-from ._trio import current_run as _trio_run, protected, run as _trio_main
+from ._trio import current_run as _trio_run, protected, run as _trio_main, unprotected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._abc import Run
 
-__all__ = ["HOSTS", "check_host", "current_run", "loop_runner", "protected"]
+__all__ = ["HOSTS", "check_host", "current_run", "loop_runner", "protected", "unprotected"]
 
 HOSTS: Final = ("trio", "asyncio")
 

@@ -106,6 +106,9 @@ class AsyncioRun(BaseRun):
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
 
+    async def wait_shielded(self, event: Event) -> None:
+        await wait_shielded(event)
+
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any:
         if self._threads is None:
             # The step's limiter is the cap: no other.  Idle threads are used first.
@@ -132,6 +135,7 @@ class AsyncioHost:
 
     __slots__ = (
         "_baseline",
+        "_beside",
         "_core",
         "_deadline",
         "_has_factory",
@@ -156,6 +160,7 @@ class AsyncioHost:
         self._has_factory = run.loop.get_task_factory() is not None
         self.now = run.now
         self._tasks = 0  # the live ones
+        self._beside: asyncio.Task[None] | None = None  # the one that is no branch, until it is told
         self._told: set[Record] = set()  # to stop
         self._idle: asyncio.Future[None] | None = None
         self._timers: dict[Any, asyncio.TimerHandle] = {}  # by record; the step's own by None
@@ -292,9 +297,29 @@ class AsyncioHost:
         if self._core.body_open and (task := self._task()) is not None:
             self._own += 1
             task.cancel(reason)
+        self._stop_beside()
         for record in self._core.records.values():
             if record.status is RUNNING and record not in self._told:
                 self.stop(record, reason)
+
+    def start_beside(self, async_fn: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        self._tasks += 1  # before an eager first step
+        task = self._loop.create_task(async_fn())
+        task.set_name(f"{self._name}/input")
+        self._beside = task
+        task.add_done_callback(self._beside_done)
+        return self._stop_beside
+
+    def _stop_beside(self) -> None:
+        task, self._beside = self._beside, None
+        if task is not None:
+            task.cancel()
+
+    def _beside_done(self, task: asyncio.Task[None]) -> None:
+        self._beside = None
+        self._tasks -= 1
+        if not self._tasks:
+            self.wake()
 
     def wake(self) -> None:
         if self._idle is not None and not self._idle.done() and not self._core.outstanding:

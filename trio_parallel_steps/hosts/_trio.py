@@ -25,6 +25,7 @@ from trio.lowlevel import (
     checkpoint,
     current_clock,
     current_task,
+    disable_ki_protection,
     enable_ki_protection,
 )
 
@@ -33,13 +34,14 @@ from ._abc import BaseRun, first_leaf, split, thread_check
 from ._trio_runner import Runner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from .._core import StepCore
     from ._abc import Event
 
 protected = enable_ki_protection
+unprotected = disable_ki_protection
 run = trio.run
 
 SLICE: Final = 0.0005  # seconds
@@ -89,6 +91,10 @@ class TrioRun(BaseRun):
         context = copy_context()
         context.run(thread_check.set, trio.from_thread.check_cancelled)
         return await trio.to_thread.run_sync(context.run, sync_fn, limiter=unlimited)
+
+    async def wait_shielded(self, event: Event) -> None:
+        with trio.CancelScope(shield=True):
+            await event.wait()
 
     async def next_slice(self) -> None:
         """Let the others run, and start a new slice for all runners."""
@@ -212,6 +218,18 @@ class TrioHost:
     def wake(self) -> None:
         if self._idle is not None:
             self._idle.set()
+
+    def start_beside(self, async_fn: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._beside, async_fn, scope, name=f"{self.name}/input")
+        return scope.cancel
+
+    @enable_ki_protection
+    async def _beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]], scope: trio.CancelScope
+    ) -> None:
+        with scope:
+            await async_fn()
 
     def overtaken(self, record: Record | None) -> Cause | None:
         root = self._nursery.cancel_scope
