@@ -30,7 +30,8 @@ TABLE = {
     "L1 core": "_admission _announce _budget _core _endings _parking _policies _records _rules",
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _limiter _nursery _open _run_branches _spending _threads
+        _branch _breach _current _feed _inputs _limiter _map _nursery _open _run_branches _spending
+        _threads
     """,
     "L4 steps": "_config _load _pipeline _steps cache",
     "the package": "",
