@@ -295,12 +295,16 @@ def test_without_a_limit_all_are_pulled_and_others_get_their_turn(kind: str) -> 
         async def instant(x: int) -> int:
             return x
 
+        async def asynchronous() -> AsyncIterator[int]:
+            for n in range(500):
+                yield n
+
+        items: Any = range(500) if kind == "sync" else asynchronous()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
-            async with map_branches(instant, Pulls(500).as_(kind), math.inf) as results:
-                with trio.move_on_after(10):
-                    while "500 unconsumed" not in repr(results):
-                        await trio.sleep(0)
+            async with map_branches(instant, items, math.inf) as results:
+                while "500 unconsumed" not in repr(results):
+                    await trio.sleep(0)
                 assert len([result async for result in results]) == 500
             nursery.cancel_scope.cancel()
         assert turns >= 500 / 16
@@ -492,11 +496,11 @@ def test_only_generators_are_closed() -> None:
             send.send_nowait(n)
         async with map_branches(give, receive, 1) as results:
             assert (await anext(results)).output == 0
-        assert receive.receive_nowait() in (2, 3)
+        assert receive.receive_nowait() in (1, 2)
         numbers = iter(range(5))
         async with map_branches(give, numbers, 1) as results:
             await anext(results)
-        assert next(numbers) in (2, 3)
+        assert next(numbers) in (1, 2)
 
     run(program)
 
@@ -676,7 +680,8 @@ def test_keys_are_unique_among_what_is_running_or_unconsumed(kind: str) -> None:
         assert isinstance(error, ValueError)
         assert str(error) == "duplicate key 0 among what is running or unconsumed"
         seen = []
-        async with map_branches(give, Pulls(10).as_(kind), 3, key=lambda n: n % 3) as results:
+        items, options = Pulls(10).as_(kind), {"in_order": True}
+        async with map_branches(give, items, 3, key=lambda n: n % 3, **options) as results:  # type: ignore[arg-type]
             seen = [result.key async for result in results]  # each is consumed before it is reused
         assert len(seen) == 10
 
@@ -1222,10 +1227,10 @@ def test_memory_does_not_grow_with_the_input() -> None:
 
     tracemalloc.start()
     try:
-        few, many = run(program, 300), run(program, 6000)
+        few, many = run(program, 200), run(program, 3000)
     finally:
         tracemalloc.stop()
-    assert many < few + 200_000
+    assert many < few + 100_000
 
 
 # ---------------------------------------------------------------- on every host
@@ -1257,11 +1262,11 @@ def test_on_every_host(driver: Driver, in_order: bool) -> None:
                     break
         assert sorted(seen) == list(range(10))
         assert closed
-        async with world.scope(2.5):
+        async with world.scope(2.45):
             async with map_branches(body, items(), 4, in_order=in_order) as results:
                 async for result in results:
                     seen.append(result.output)
-        assert len(seen) == 18
+        assert len(seen) == 17
         assert len(closed) == 2
 
     driver(program)

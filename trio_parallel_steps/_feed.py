@@ -72,7 +72,7 @@ class Feed:
         self._key = key
         self._in_order = in_order
         self._count = 0
-        self._ahead: Record | None = None  # the last one that was submitted
+        self._ahead: Record | None = None  # what was submitted and has not begun
         self._line: deque[Record] = deque()  # to be consumed, in this order; the first has to end
         self._unconsumed = core.endings = Unconsumed()
         self._kept: list[Exception] = []
@@ -134,12 +134,14 @@ class Feed:
 
     def begun(self, record: Record) -> None:
         if record is self._ahead:
+            self._ahead = None
             self.input.look()
 
     def ended(self, record: Record) -> None:
         if not self._in_order:
             self._line.append(record)
-        if record is self._ahead:  # it may have been skipped
+        if record is self._ahead:  # it was skipped
+            self._ahead = None
             self.input.look()
 
     def all_ended(self) -> None:

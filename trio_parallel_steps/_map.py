@@ -50,6 +50,8 @@ class _Results(Generic[T], metaclass=NoPublicConstructor):
             await feed.core.run.checkpoint()
         else:
             await feed.wait()
+        if feed.core.is_stopping():
+            await feed.core.run.checkpoint()  # the body has been cancelled: here, if not before
         while not (feed.is_closed or feed.is_ready()):  # another task was quicker, or it was no end
             await feed.wait()
         result = None if feed.is_closed else feed.consume()
@@ -129,6 +131,7 @@ class _Map(Generic[T], metaclass=NoPublicConstructor):
         finally:
             results._close()
             feed.core.feed = None
+            del feed.input
             del exc, traceback, feed  # no cycles
 
 
