@@ -1,4 +1,4 @@
-"""What does a result of map_branches cost beside run_branches and aiometer.amap, and does its memory
+"""What does a result of map_branches cost beside run_branches and aiometer.amap, and does memory
 grow with the input?
 
 CPU time of a whole step whose branches are one checkpoint each, inside a running loop.  Then the
@@ -84,7 +84,7 @@ class Contestant:
 
 
 ALL_KNOWN = {host: Contestant(f"run_branches ({host})", host, all_known) for host in BODIES}
-CONTESTANTS = tuple(
+CONTESTANTS = [
     contestant
     for host in BODIES
     for contestant in (
@@ -93,7 +93,8 @@ CONTESTANTS = tuple(
         Contestant(f"map_branches in order ({host})", host, partial(ours, in_order=True)),
         Contestant(f"aiometer.amap ({host})", host, amap),
     )
-) + (Contestant("as_completed+Semaphore (asyncio)", "asyncio", as_completed),)
+]
+CONTESTANTS.append(Contestant("as_completed+Semaphore (asyncio)", "asyncio", as_completed))
 
 
 def peak_megabytes(host: str, number: int) -> float:

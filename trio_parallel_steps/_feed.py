@@ -189,8 +189,7 @@ class Feed:
         try:
             await event.wait()
         finally:
-            if event in wakers:
-                wakers.remove(event)
+            wakers.remove(event)
 
     def _wakers(self) -> list[Waker]:
         if not (self._in_order and self._line):

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from .hosts import protected, unprotected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+    )
 
     from ._feed import Feed
     from .hosts._abc import Event
@@ -88,7 +95,7 @@ class SyncInput:
     def _pull(self) -> None:
         feed = self._feed
         if self._iterator is None:
-            self._iterator = self.call(iter, self._items)  # type: ignore[call-overload]
+            self._iterator = self.call(iter, self._items)
             self._items = None
         item = self.call(next, self._iterator, END)
         if item is END:

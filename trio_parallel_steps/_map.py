@@ -109,10 +109,11 @@ class _Map(Generic[T], metaclass=NoPublicConstructor):
         source = AsyncInput if isinstance(self._items, AsyncIterable) else SyncInput
         feed.input = source(feed, self._items)
         self._items = None
-        self._results = _Results._create(feed)
+        results: Any = _Results._create(feed)
+        self._results = results
         core.feed = feed
         feed.input.start()
-        return self._results
+        return results  # type: ignore[no-any-return]
 
     @protected
     async def __aexit__(
@@ -193,4 +194,5 @@ def map_branches(
     if not isinstance(in_order, bool):
         raise TypeError(expected("in_order", "a bool", in_order))
     manager = open_branch_nursery(limit, **nursery_options)
-    return _Map._create(manager, async_fn, items, key, in_order)
+    block: Any = _Map._create(manager, async_fn, items, key, in_order)
+    return block  # type: ignore[no-any-return]

@@ -108,7 +108,9 @@ class Host(Protocol):
     def soon(self, call: Callable[[], None]) -> None:
         """Call it at the next checkpoint."""
 
-    def start_beside(self, async_fn: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    def start_beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], object]:
         """Run it in a task of the step's that is no branch, once a step: it is cancelled with the
         step, or by what this returns, and the block waits for it."""
 

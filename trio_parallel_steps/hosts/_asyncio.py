@@ -160,7 +160,9 @@ class AsyncioHost:
         self._has_factory = run.loop.get_task_factory() is not None
         self.now = run.now
         self._tasks = 0  # the live ones
-        self._beside: asyncio.Task[None] | None = None  # the one that is no branch, until it is told
+        self._beside: asyncio.Task[None] | None = (
+            None  # the one that is no branch, until it is told
+        )
         self._told: set[Record] = set()  # to stop
         self._idle: asyncio.Future[None] | None = None
         self._timers: dict[Any, asyncio.TimerHandle] = {}  # by record; the step's own by None
@@ -302,7 +304,9 @@ class AsyncioHost:
             if record.status is RUNNING and record not in self._told:
                 self.stop(record, reason)
 
-    def start_beside(self, async_fn: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    def start_beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], object]:
         self._tasks += 1  # before an eager first step
         task = self._loop.create_task(async_fn())
         task.set_name(f"{self._name}/input")

@@ -219,7 +219,9 @@ class TrioHost:
         if self._idle is not None:
             self._idle.set()
 
-    def start_beside(self, async_fn: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    def start_beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], object]:
         scope = trio.CancelScope()
         self._nursery.start_soon(self._beside, async_fn, scope, name=f"{self.name}/input")
         return scope.cancel
