@@ -219,13 +219,13 @@ class FakeStep:
         self.core.body_ended()
         parent = self.core.parent
         if self.core.outstanding and parent is not None:
-            self.core.join = Wait(parent)
+            self.core.join = Wait(parent, self.core)
         self.fake.checkpoint()
 
     def wait(self, key: str, target: Any) -> FakeWait:
         """A task of the branch waits for another branch."""
         check_no_circle(self[key], lambda r: r is target, "wait()", repr(target.key))
-        wait = FakeWait(self[key])
+        wait = FakeWait(self[key], target)
         target._done = [*(target._done or ()), wait]
         self.fake.checkpoint()
         return wait
@@ -235,7 +235,7 @@ class FakeStep:
         core = step.core
         what = f"the branches of {core.name!r}"
         check_no_circle(self[key], lambda r: r._step is core, "completed()", what)
-        wait = FakeWait(self[key])
+        wait = FakeWait(self[key], core)
         core.listeners.append(wait)
         self.fake.checkpoint()
         return wait
@@ -253,8 +253,8 @@ class FakeWait(Wait):
 
     __slots__ = ("goes_on", "is_asked")
 
-    def __init__(self, record: Any) -> None:
-        super().__init__(record)
+    def __init__(self, record: Any, target: Any) -> None:
+        super().__init__(record, target)
         self.is_asked = False
         self.goes_on = False
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
@@ -41,6 +41,7 @@ from trio_parallel_steps import (
     check_cancelled,
     current_branch,
     in_thread,
+    map_branches,
     open_branch_nursery,
     quorum,
     run_branches,
@@ -2455,3 +2456,85 @@ async def a_step_is_a_schedule_point_even_if_empty(r: Recorder) -> bool:
         for _ in range(20):
             await run_branches({})
         return done
+
+
+# ---------------------------------------------------------------- map_branches
+
+
+@row(left=None, then=[(0, 3.0), (1, 3.0), (2, 3.0), (3, 6.0)])
+async def a_map_in_order(r: Recorder) -> list[tuple[Any, float]]:
+    start = r.world.now()
+
+    async def nap(n: int) -> None:
+        await r.world.sleep(3 - n % 3)
+
+    seen = []
+    async with map_branches(nap, range(4), 3, in_order=True) as results:
+        async for result in results:
+            assert result.success
+            seen.append((result.key, round(r.world.now() - start, 6)))
+            if result.key == 2:
+                await r.world.sleep(1)
+    return seen
+
+
+@row(left=None, then=["pulled 3", "pulled 4", "closed", "cancelled 3"])
+async def a_map_that_is_left_early(r: Recorder) -> list[str]:
+    """A slow consumer holds the input back; leaving cancels, waits, then closes the generator."""
+    log = []
+    pulled = 0
+
+    async def items() -> AsyncIterator[int]:
+        nonlocal pulled
+        try:
+            while True:
+                pulled += 1
+                yield pulled - 1
+        finally:
+            log.append("closed")
+
+    async def body(n: int) -> None:
+        await (r.world.forever() if n == 3 else r.world.sleep(1))
+
+    class Watch(abc.Observer):
+        def step_closed(self, step: Any, result: ParallelResult[Any, Any]) -> None:
+            log.extend(f"cancelled {key}" for key in result.with_status(BranchStatus.CANCELLED))
+
+    async with map_branches(body, items(), 3, observers=[Watch()]) as results:
+        await r.world.sleep(10)
+        log.append(f"pulled {pulled}")
+        await anext(results)
+        await r.world.sleep(10)
+        log.append(f"pulled {pulled}")
+    return log
+
+
+@row(left=None, then=["BranchErrors[KeyError: 'input']", "BranchErrors[ValueError: 2]"])
+async def a_map_whose_input_or_branch_fails(r: Recorder) -> list[str]:
+    def failing() -> Iterator[int]:
+        yield 0
+        raise KeyError("input")
+
+    async def body(n: int) -> None:
+        if n == 2:
+            await r.world.fail(1, "2")
+        await r.world.forever()
+
+    left = []
+    for items in (failing(), iter(range(10))):
+        try:
+            async with map_branches(body, items, 4) as results:
+                async for _ in results:
+                    pass
+        except BranchErrors as exc:
+            left.append(r.describe(exc))
+    return left
+
+
+@row(left=None, then=[0, 1, 2, 3, 4, 5])
+async def a_map_inside_a_branch_with_one_token(r: Recorder) -> list[int]:
+    async def outer() -> list[Any]:
+        async with map_branches(lambda n: r.world.give(1, n), range(6), in_order=True) as results:
+            return [result.output async for result in results]
+
+    return (await run_branches({"a": outer}, 1))["a"].unwrap()

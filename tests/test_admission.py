@@ -49,6 +49,9 @@ class Step:
         waiter.status = RUNNING
         self.admitted.append(waiter)
 
+    def cap_changed(self) -> None:
+        pass
+
     def soon(self, call: Any) -> None:
         self.calls.append(call)
 

@@ -25,7 +25,7 @@ CONTRACT = {
         BranchNursery NurseryStatistics open_branch_nursery run_branches in_thread
     """,
     4: "run_branches_sync",
-    5: "BudgetExceeded Budget Reservation in_process",
+    5: "BudgetExceeded Budget Reservation map_branches Rate Retry Backpressure in_process hedged",
 }
 
 # What the contract speaks of without giving it a line of its own.
@@ -35,8 +35,7 @@ ADDED = {
 }
 
 ABSENT = (  # until their issue
-    "Backpressure CommandFailed Rate Retry map_branches hedged "
-    "MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
+    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
     "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def is_idle(limiter: trio.CapacityLimiter) -> bool:
 async def test_branches_run_under_it_and_it_is_idle_afterwards(autojump_clock: MockClock) -> None:
     limiter = trio.CapacityLimiter(2)
     log = Log(limiter)
-    result = await run_branches({n: lambda n=n: log.branch(str(n)) for n in range(7)}, limiter)
+    result = await run_branches({n: partial(log.branch, str(n)) for n in range(7)}, limiter)
     assert result.outputs == {n: str(n) for n in range(7)}
     assert result.peak_in_flight == log.most == 2
     assert trio.current_time() == 4
@@ -365,7 +366,7 @@ def test_one_limiter_in_one_run_after_another() -> None:
     limiter = trio.CapacityLimiter(2)
 
     async def program() -> Any:
-        return await run_branches({n: lambda n=n: trio.sleep(n) for n in range(4)}, limiter)
+        return await run_branches({n: partial(trio.sleep, n) for n in range(4)}, limiter)
 
     for _ in range(2):
         assert run(program).success

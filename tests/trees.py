@@ -289,6 +289,7 @@ class Run:
                 self._closed(step, exc)
             raise
         else:
+            assert step is not None
             self._closed(step, None)
 
     def _opened(

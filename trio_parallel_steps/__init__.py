@@ -18,6 +18,7 @@ from ._limiter import (
     LimiterStatistics as LimiterStatistics,
     LimitLike as LimitLike,
 )
+from ._map import map_branches as map_branches
 from ._nursery import (
     BranchNursery as BranchNursery,
     NurseryStatistics as NurseryStatistics,

@@ -371,6 +371,12 @@ class Pool:
             step.host.soon(root.dispatch)
             root._kicked = True
 
+    def will_dispatch(self) -> Pool:
+        """The caller pushes, and has the root dispatch in the same instant: no kick is needed."""
+        root = self.root()
+        root._kicked = True
+        return root
+
     def changed(self) -> None:
         """As `kick`, for an event of the pool itself."""
         if self._kicked or not self.waiting:
@@ -536,6 +542,8 @@ class Pool:
             self._ledger.set_total(cap)
         self._offer()
         self.root().changed()
+        for step in self.steps:
+            step.cap_changed()
 
     def set_paused(self, reason: str | None) -> None:
         self.paused = reason

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from ._admission import Entry, Pool
     from ._announce import Announcer
+    from ._feed import Feed, Unconsumed
     from ._outcomes import BranchStatus
     from ._records import Waker
     from ._rules import Rules
@@ -67,6 +68,7 @@ class StepCore:
         "errors",
         "exceeded",
         "failed",
+        "feed",
         "handle",
         "held",
         "host",
@@ -131,7 +133,9 @@ class StepCore:
         self.host: Host
         self.handle: Any  # what observers and users hold
         self.records: dict[Hashable, Record] = {}  # in the order of submission
-        self.endings: list[Record] = []  # in the order of ending, skipped ones included
+        # In the order of ending, skipped ones included.
+        self.endings: list[Record] | Unconsumed = []
+        self.feed: Feed | None = None  # what submits, where branches come as they are admitted
         self.ran: int = 0  # how many of these did run
         self._endings_before_stop: int = 0
         self._is_over: bool = False
@@ -200,6 +204,8 @@ class StepCore:
             self.peak = running - self.parked
         if self.observers:
             self.tell("branch_started", record)
+        if self.feed is not None:
+            self.feed.begun(record)
 
     def note_peak(self) -> None:
         in_flight = self.running - self.parked
@@ -285,6 +291,8 @@ class StepCore:
     def _all_ended(self) -> None:
         if self.join is not None:
             self.join.end()
+        if self.feed is not None:
+            self.feed.all_ended()
         self.host.wake()
 
     def _pass_on(self, record: Record, heir: Record | None) -> Record | None:
@@ -302,6 +310,8 @@ class StepCore:
             record._tries = None
         self.endings.append(record)
         self.outstanding -= 1
+        if self.feed is not None:
+            self.feed.ended(record)
         if record._done is not None:
             for waker in record._done:
                 waker.set()
@@ -602,6 +612,8 @@ class StepCore:
                 self.cut += 1
                 self._stop_queued(record, record._reason or reason, now)
         self.held.clear()
+        if self.feed is not None:
+            self.feed.stopped()
 
     def _settle_timeouts(self) -> None:
         """A timeout of a branch's own that has passed came before this stop."""
@@ -632,6 +644,10 @@ class StepCore:
         held, self.held = self.held, []
         self.pool.put_back(held)
         self.pool.kick(self)
+
+    def cap_changed(self) -> None:
+        if self.feed is not None:
+            self.feed.look()
 
     def tell(self, hook: str, *args: Any) -> None:
         try:

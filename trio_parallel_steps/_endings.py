@@ -55,7 +55,17 @@ def conclude(
 def _group(
     errors: list[Exception], step: StepCore, result: ParallelResult[Any, Any]
 ) -> BranchErrors | None:
-    return BranchErrors(f"errors in {step.name!r}", errors, result) if errors else None
+    if not errors:
+        return None
+    group = BranchErrors(f"errors in {step.name!r}", errors, result)
+    _note(group, step)
+    return group
+
+
+def _note(group: BaseException, step: StepCore) -> None:
+    left_out = 0 if step.feed is None else step.feed.left_out
+    if left_out:
+        group.add_note(f"{left_out} more, of branches whose results were consumed, are not kept")
 
 
 def _because(
@@ -74,17 +84,27 @@ def _with_errors(
         return crashes[0]
     if len(outside) == 1 and not shown and not crashes:
         return outside[0]
-    return BaseBranchErrors(f"errors in {step.name!r}", [*outside, *shown], result)
+    group = BaseBranchErrors(f"errors in {step.name!r}", [*outside, *shown], result)
+    _note(group, step)
+    return group
 
 
 def _raised_by_policy(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
-    return list(result.errors.values()) if step.policy_raises() else []
+    return _errors(step, result) if step.policy_raises() else []
+
+
+def _errors(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
+    return _with_consumed(step, list(result.errors.values()))
+
+
+def _with_consumed(step: StepCore, errors: list[Exception]) -> list[Exception]:
+    return errors if step.feed is None else step.feed.with_kept(errors)
 
 
 def _shown(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
     """Errors that the policy raises, or else those met while being stopped."""
     if step.policy_raises():
-        return list(result.errors.values())
+        return _errors(step, result)
     return [
         exception
         for record in step.ended_while_stopping()
@@ -95,9 +115,10 @@ def _shown(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
 def _unmet(step: StepCore, result: ParallelResult[Any, Any]) -> list[Exception]:
     """What a failed policy raises."""
     if step.policy.has_goal:
-        errors = [_not_done(ended) for ended in result.values() if not ended.success]
+        not_done = [_not_done(ended) for ended in result.values() if not ended.success]
+        errors = _with_consumed(step, not_done)
     else:
-        errors = list(result.errors.values())
+        errors = _errors(step, result)
     return errors or [BranchNotDone(f"{step.name!r}: {step.reason}")]
 
 

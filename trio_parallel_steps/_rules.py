@@ -54,7 +54,7 @@ class CancelRule:
 
 
 class _Rule:
-    __slots__ = ("fires_on", "candidates", "matches_cancel", "matches_when", "rule")
+    __slots__ = ("candidates", "fires_on", "matches_cancel", "matches_when", "rule", "sweep_at")
 
     def __init__(self, rule: CancelRule) -> None:
         self.rule = rule
@@ -62,6 +62,13 @@ class _Rule:
         self.matches_when = re.compile(translate(rule.when)).match
         self.matches_cancel = re.compile(translate(rule.cancel)).match
         self.candidates: list[Record] = []
+        self.sweep_at = 1000
+
+    def add(self, record: Record) -> None:
+        if len(self.candidates) >= self.sweep_at:  # those that have ended need not be kept
+            self.candidates = [each for each in self.candidates if each._step is not None]
+            self.sweep_at = 2 * len(self.candidates) + 1000
+        self.candidates.append(record)
 
 
 class Rules:
@@ -77,7 +84,7 @@ class Rules:
         if isinstance(key, str):
             for rule in self._rules:
                 if rule.matches_cancel(key):
-                    rule.candidates.append(record)
+                    rule.add(record)
 
     def ended(self, record: Record) -> Iterator[tuple[Record, str]]:
         """Whom to cancel, and why, now that `record` has ended."""

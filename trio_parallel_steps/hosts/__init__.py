@@ -13,6 +13,7 @@ from ._trio import (
     current_run as _trio_run,
     protected,
     run as _trio_main,
+    unprotected,
 )
 
 if TYPE_CHECKING:
@@ -20,7 +21,15 @@ if TYPE_CHECKING:
 
     from ._abc import Run
 
-__all__ = ["HOSTS", "CapacityLimiter", "check_host", "current_run", "loop_runner", "protected"]
+__all__ = [
+    "HOSTS",
+    "CapacityLimiter",
+    "check_host",
+    "current_run",
+    "loop_runner",
+    "protected",
+    "unprotected",
+]
 
 HOSTS: Final = ("trio", "asyncio")
 

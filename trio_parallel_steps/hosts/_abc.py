@@ -20,7 +20,7 @@ from .._records import running_record, running_try
 from .._util import not_async
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
     from types import FrameType, TracebackType
 
     from .._admission import Ledger
@@ -76,6 +76,9 @@ class Run(Protocol):
         """Its part that is Cancelled, and the rest."""
 
     async def checkpoint(self) -> None: ...
+    async def wait_shielded(self, event: Event) -> None:
+        """Deaf to cancellations; on asyncio, one that was met is raised after it."""
+
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
     async def run_in_process(self, call: Call) -> Any: ...
 
@@ -127,6 +130,12 @@ class Host(Protocol):
 
     def soon(self, call: Callable[[], None]) -> None:
         """Call it at the next checkpoint."""
+
+    def start_beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], object]:
+        """Run it in a task of the step's that is no branch, once a step: it is cancelled with the
+        step, or by what this returns, and the block waits for it."""
 
     def overtaken(self, record: Record | None) -> Cause | None:
         """What stopped the record, or the step, that the core has not been told of yet: a deadline,

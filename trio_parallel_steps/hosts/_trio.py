@@ -25,6 +25,7 @@ from trio.lowlevel import (
     checkpoint,
     current_clock,
     current_task,
+    disable_ki_protection,
     enable_ki_protection,
 )
 
@@ -35,7 +36,7 @@ from ._trio_shared import TrioSharedLedger
 from ._trio_timers import Timers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from types import FrameType, TracebackType
 
     from .._core import StepCore
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from ._calls import Call
 
 protected = enable_ki_protection
+unprotected = disable_ki_protection
 run = trio.run
 CapacityLimiter = trio.CapacityLimiter
 
@@ -109,6 +111,10 @@ class TrioRun(BaseRun):
         from ._trio_processes import run_in_process  # needs an extra
 
         return await run_in_process(call)
+
+    async def wait_shielded(self, event: Event) -> None:
+        with trio.CancelScope(shield=True):
+            await event.wait()
 
     async def next_slice(self) -> None:
         """Let the others run, and start a new slice for all runners."""
@@ -232,6 +238,20 @@ class TrioHost:
     def wake(self) -> None:
         if self._idle is not None:
             self._idle.set()
+
+    def start_beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Callable[[], object]:
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._beside, async_fn, scope, name=f"{self.name}/input")
+        return scope.cancel
+
+    @enable_ki_protection
+    async def _beside(
+        self, async_fn: Callable[[], Coroutine[Any, Any, None]], scope: trio.CancelScope
+    ) -> None:
+        with scope:
+            await async_fn()
 
     def overtaken(self, record: Record | None) -> Cause | None:
         root = self._nursery.cancel_scope
