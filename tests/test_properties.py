@@ -48,7 +48,7 @@ def schedule(seed: int) -> Iterator[None]:
     scheduler._r = random.Random(seed)
     try:
         # How long a branch holds the thread in real time is no part of a schedule.
-        with mock.patch.object(_trio_runner, "perf_counter", lambda: 0.0):
+        with mock.patch.object(_trio_runner, "perf_counter", return_value=0.0):
             yield
     finally:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = kept
