@@ -2236,7 +2236,7 @@ async def waiting_for_another_branch_lends(r: Recorder) -> None:
 
 @row(then=["x", "y"], a="succeeded", time=2.0)
 async def iterating_in_a_branch_lends(r: Recorder) -> list[Any]:
-    async def a() -> list[Any]:
+    async def a() -> None:
         async with open_branch_nursery() as inner:
             inner.start_soon("x", r.world.sleep, 1)
             inner.start_soon("y", r.world.sleep, 1)

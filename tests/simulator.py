@@ -63,17 +63,18 @@ class SimWait(FakeWait):
 
     __slots__ = ("is_exit", "task")
 
-    def __init__(self, task: Task, is_exit: bool = False) -> None:
+    def __init__(self, task: Task, target: Any, is_exit: bool = False) -> None:
         self.task = task
         self.is_exit = is_exit  # of a block: a cancellation does not cut it short
-        super().__init__(task.record)
+        super().__init__(task.record, target)
         task.sim.waits.setdefault(task.record, []).append(self)
 
     @classmethod
     def adopt(cls, wait: Wait, task: Task) -> SimWait:
         """Instead of one that the core has made."""
         ours = cls.__new__(cls)
-        ours.record, ours.is_over, ours._attempt = wait.record, wait.is_over, wait._attempt
+        ours.record, ours.target = wait.record, wait.target
+        ours.is_over, ours._attempt = wait.is_over, wait._attempt
         ours.task, ours.is_exit = task, True
         ours.goes_on = ours.is_asked = False
         task.sim.waits.setdefault(task.record, []).append(ours)
@@ -334,7 +335,7 @@ class Simulation:
         step.core.body_ended()
         shielded = task.is_shielded
         if step.core.outstanding:
-            join = step.core.join = SimWait(task, is_exit=True)
+            join = step.core.join = SimWait(task, step.core, is_exit=True)
             self.targets[join] = step
             while step.core.outstanding or not join.goes_on:
                 join = step.core.join
@@ -363,7 +364,7 @@ class Simulation:
             return  # it has outlived its branch: it waits as anyone does
         if not self.may_wait(task.record, lambda r: r is target, [target]):
             return
-        wait = SimWait(task)
+        wait = SimWait(task, target)
         self.targets[wait] = target
         target._done = [*(target._done or ()), wait]
         if self.rng.random() < 0.25:  # a scope of the user's own
@@ -381,7 +382,7 @@ class Simulation:
             targets = [r for r in core.records.values() if r._step is not None]
             if not self.may_wait(task.record, lambda r: r._step is core, targets):
                 return
-            wait = SimWait(task)
+            wait = SimWait(task, core)
             self.targets[wait] = step
             core.listeners.append(wait)
             yield wait

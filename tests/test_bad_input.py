@@ -35,7 +35,7 @@ from trio_parallel_steps import (
 from trio_parallel_steps.abc import Observer
 
 NAN = math.nan
-LIMIT = "`limit` must be an int >= 1, math.inf or a BranchLimiter, got "
+LIMIT = "`limit` must be an int >= 1, math.inf or a limiter, got "
 TOKENS = "`total_tokens` must be an int >= 1 or math.inf, got "
 OPEN = "<BranchNursery 'step': 1 queued, 0 running, 0 ended>"
 SYNC = "`sync_fn` must be a sync function: an async one needs no thread"
@@ -634,8 +634,8 @@ async def in_a_branch(
 
 
 @rows(
-    (True, TypeError, "`limit` must be an int >= 1, math.inf or a BranchLimiter, got True"),
-    (0, ValueError, "`limit` must be an int >= 1, math.inf or a BranchLimiter, got 0"),
+    (True, TypeError, "`limit` must be an int >= 1, math.inf or a limiter, got True"),
+    (0, ValueError, "`limit` must be an int >= 1, math.inf or a limiter, got 0"),
 )
 async def test_a_step_in_a_branch_refuses_a_bad_limit_like_any_other(
     given: Any, error: type[Exception], message: str

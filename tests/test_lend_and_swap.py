@@ -478,7 +478,7 @@ def test_the_last_nested_branch_hands_over_to_its_parent_before_other_resumers()
     assert list(inner.running) == ["y"]
     rival = fake.step(outer.pool)
     rival.submit("r", priority=1)
-    early = FakeWait(outer["a"])  # a second wait of a task of a's own
+    early = FakeWait(outer["a"], inner.core)  # a second wait of a task of a's own
     early.set()
     assert early.goes_on
     inner.end("y")

@@ -231,8 +231,6 @@ class Pool:
 
     def push(self, waiter: Waiter, depth: int) -> None:
         entry = waiter._entry = (-waiter._priority, -depth, self._arrival(), waiter)
-        if waiter._weight != 1:
-            self.root()._is_plain = False
         self._add(entry)
 
     def resume(self, waiter: Waiter) -> None:
@@ -272,6 +270,8 @@ class Pool:
         self._offer()
 
     def _add(self, entry: Entry) -> None:
+        if entry[3]._weight != 1:
+            self._is_plain = False
         self._queue.push(entry)
         self.waiting += 1
         if self.parent is not None:
