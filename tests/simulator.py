@@ -75,6 +75,7 @@ class SimWait(FakeWait):
         ours = cls.__new__(cls)
         ours.record, ours.target = wait.record, wait.target
         ours.is_over, ours._attempt = wait.is_over, wait._attempt
+        wait.record._waits[wait.record._waits.index(wait)] = ours
         ours.task, ours.is_exit = task, True
         ours.goes_on = ours.is_asked = False
         task.sim.waits.setdefault(task.record, []).append(ours)
