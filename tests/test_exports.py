@@ -25,7 +25,7 @@ CONTRACT = {
         BranchNursery NurseryStatistics open_branch_nursery run_branches in_thread
     """,
     4: "run_branches_sync",
-    5: "BudgetExceeded Budget Reservation",
+    5: "BudgetExceeded Budget Reservation Rate Retry Backpressure hedged",
 }
 
 # What the contract speaks of without giving it a line of its own.
@@ -35,8 +35,8 @@ ADDED = {
 }
 
 ABSENT = (  # until their issue
-    "Backpressure CommandFailed Rate Retry map_branches hedged "
-    "in_process MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
+    "CommandFailed map_branches in_process MergeStrategy OnBranchFailure ConcurrencyConfig "
+    "PressureAction ResourceLimits "
     "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
 )
@@ -55,13 +55,19 @@ MEMBERS = {
         completion_order outputs errors success feedback stop_reason peak_in_flight with_status
         raise_for_errors to_dict
     """,
-    "BranchLimiter": "total_tokens borrowed_tokens available_tokens statistics pause resume",
+    "Backpressure": "retry_after",
+    "BranchLimiter": """
+        total_tokens borrowed_tokens available_tokens statistics pause resume stall_report
+    """,
     "Breach": "reason trip",
     "Budget": "spend reserve used settled",
     "Reservation": "settle",
     "Branch": "key status priority cancel wait report",
+    "Rate": "amount per burst",
+    "Retry": "on attempts wait_initial wait_max wait_jitter timeout",
     "BranchNursery": """
         start_soon cancel cancel_where breach pause resume completed statistics limiter result
+        explain
     """,
 }
 
@@ -206,7 +212,7 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
-    "LimiterStatistics NurseryStatistics ParallelResult StepResult Tally".split(),
+    "LimiterStatistics NurseryStatistics ParallelResult Rate Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

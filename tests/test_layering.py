@@ -27,10 +27,14 @@ PACKAGE = "trio_parallel_steps"
 # that is in it.  The package's own __init__.py, which names what is public, has the empty name.
 TABLE = {
     "L0 words": "_errors _outcomes _util abc",
-    "L1 core": "_admission _announce _budget _core _endings _parking _policies _records _rules",
+    "L1 core": """
+        _admission _announce _budget _core _endings _explain _parking _policies _rate _records
+        _retry _rules
+    """,
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _limiter _nursery _open _run_branches _spending _threads
+        _branch _breach _current _hedged _limiter _nursery _open _run_branches _spending _stalls
+        _threads
     """,
     "L4 steps": "_config _load _pipeline _steps cache",
     "the package": "",

@@ -228,14 +228,15 @@ class BranchNursery(metaclass=NoPublicConstructor):
         """For each branch that waits, what it waits for: its admission ('limit: 4 of 4 in use',
         'paused: memory', 'rate: 0.3 s', 'retry: 1.5 s'), or, parked, other branches.
 
-        >>> import trio
+        >>> import trio, trio.testing
         >>> from trio_parallel_steps import open_branch_nursery
         >>> async def main():
         ...     async with open_branch_nursery(1) as nursery:
         ...         for key in "ab":
-        ...             nursery.start_soon(key, trio.lowlevel.checkpoint)
-        ...         await trio.lowlevel.checkpoint()
+        ...             nursery.start_soon(key, trio.sleep_forever)
+        ...         await trio.testing.wait_all_tasks_blocked()
         ...         print(nursery.explain())
+        ...         nursery.cancel_where("ab".__contains__)
         >>> trio.run(main)
         {'b': 'limit: 1 of 1 in use'}
         """
