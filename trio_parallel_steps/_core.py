@@ -250,7 +250,8 @@ class StepCore:
         return self.reason if self.cause is Cause.BREACH else self._drained_for
 
     def not_begun(self, record: Record) -> Record | None:
-        """Its place has come up, and it was skipped meanwhile."""
+        """Its place has come up, and it was stopped meanwhile."""
+        self.pool.not_begun()
         return self._pass_on(record, None)
 
     def _ran(
