@@ -333,7 +333,7 @@ class StepCore:
         if self.cause is not None or record._cause not in (None, Cause.TIMEOUT):
             return False
         wait = tries.retry.wait_after(error, record.attempts, self.run.random())
-        if wait is None or now + wait > record.started_at + tries.retry.timeout:
+        if wait is None or now + wait >= record.started_at + tries.retry.timeout:
             return False
         if record._token is None:
             parking.leave(self, record)
@@ -484,7 +484,8 @@ class StepCore:
         if record._cause is None and not self._overtaken(record):
             self._tell_to_stop(record, Cause.CANCEL, reason)
             return True
-        if record._cause is Cause.TIMEOUT and record._tries is not None:  # it may be tried again
+        tries = record._tries
+        if record._cause is Cause.TIMEOUT and tries is not None and tries.outlast_timeout(record):
             record._cause = Cause.CANCEL
             record._reason = reason
             if self.observers:
