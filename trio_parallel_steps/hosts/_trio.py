@@ -238,7 +238,9 @@ class TrioHost:
 
     def task_of(self, record: Record) -> trio.lowlevel.Task | None:
         name = f"{self.name}/{record.key}"
-        return next((task for task in self._nursery.child_tasks if task.name == name), None)
+        named = [task for task in self._nursery.child_tasks if task.name == name]
+        # Two keys may read the same; and one that has never waited is not in its context yet.
+        return max(named, key=lambda task: task.context is record._context, default=None)
 
     # ------------------------------------------------------------ its tasks
 
