@@ -79,7 +79,7 @@ class AsyncioRun(BaseRun):
         return asyncio.current_task()
 
     def await_frames(self, task: asyncio.Task[Any]) -> Iterable[tuple[FrameType, int]]:
-        return users_frames(task.get_coro(), ENGINE)
+        return users_frames(task.get_coro())
 
     def host(self, name: str, redeliver: float) -> AsyncioHost:
         return AsyncioHost(self, name, redeliver)

@@ -29,8 +29,8 @@ from trio.lowlevel import (
 )
 
 from .._records import Cause, Record
-from ._abc import BaseRun, await_frames, first_leaf, split, thread_check, users_frames
-from ._trio_runner import ENGINE, Runner, drive
+from ._abc import BaseRun, await_frames, first_leaf, is_users, split, thread_check, users_frames
+from ._trio_runner import Runner, drive
 from ._trio_timers import Timers
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class TrioRun(BaseRun):
     def await_frames(self, task: trio.lowlevel.Task) -> Iterator[tuple[FrameType, int]]:
         for frame, line in await_frames(task.coro):
             if frame.f_code is drive.__code__:  # it sends to the branch's coroutine itself
-                yield from users_frames(frame.f_locals["coroutine"], ENGINE)
-            elif frame.f_code not in ENGINE:
+                yield from users_frames(frame.f_locals["coroutine"])
+            elif is_users(frame):
                 yield frame, line
 
     def host(self, name: str, redeliver: float) -> TrioHost:
