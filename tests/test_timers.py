@@ -97,9 +97,7 @@ async def test_a_cancelled_one_does_not_come(autojump_clock: MockClock, log: lis
     timer.cancel()
 
 
-async def test_cancelled_by_one_of_its_own_time(
-    autojump_clock: MockClock, log: list[Any]
-) -> None:
+async def test_cancelled_by_one_of_its_own_time(autojump_clock: MockClock, log: list[Any]) -> None:
     calls, now = timers(), trio.current_time()
     calls.call_at(now + 1, lambda: second.cancel())
     second = calls.call_at(now + 1, lambda: log.append("cancelled"))
