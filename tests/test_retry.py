@@ -1017,7 +1017,7 @@ async def test_a_task_of_an_earlier_try_is_outside(autojump_clock: MockClock) ->
 
     async def fn() -> None:
         assert current_branch() is branch
-        if branch.attempts == 1:  # type: ignore[attr-defined]
+        if branch.attempts == 1:
             around.start_soon(straggler)
             await trio.sleep(1)
             raise Oops
@@ -1055,7 +1055,7 @@ async def test_a_task_of_an_earlier_try_that_waits_still_is_in_nobodys_way(
         await nursery["b"].wait()
 
     async def a() -> str:
-        if nursery["a"].attempts == 1:  # type: ignore[attr-defined]
+        if nursery["a"].attempts == 1:
             around.start_soon(straggler)
             await trio.sleep(1)
             raise Oops
