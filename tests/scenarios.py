@@ -2237,7 +2237,7 @@ async def each_try_is_told(r: Recorder) -> list[str]:
     async def a() -> Any:
         if len(told) < 3:
             raise ValueError
-        return current_branch().attempts  # type: ignore[attr-defined]
+        return current_branch().attempts
 
     async def body(n: BranchNursery) -> None:
         n.start_soon("a", a, retry=_every(0))
@@ -2316,7 +2316,8 @@ async def a_rate_for_tasks_that_enter(r: Recorder) -> list[float]:
 
 @row(left=None, then=(1, [0.0, 1.0], 3.0))
 async def a_slow_call_is_asked_again(r: Recorder) -> Any:
-    opened, asked = r.world.now(), []
+    opened = r.world.now()
+    asked: list[float] = []
 
     async def ask(*takes: float) -> int:
         number = len(asked)
