@@ -18,11 +18,13 @@ from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import attrs
+import pytest
 
 from drivers import World
 from trio_parallel_steps import (
     COLLECT,
     FIRST_SUCCESS,
+    Backpressure,
     BranchErrors,
     BranchLimiter,
     BranchNursery,
@@ -34,12 +36,15 @@ from trio_parallel_steps import (
     CancelRule,
     Decision,
     ParallelResult,
+    Rate,
+    Retry,
     StepResult,
     StepTimeout,
     Tally,
     abc,
     check_cancelled,
     current_branch,
+    hedged,
     in_thread,
     map_branches,
     open_branch_nursery,
@@ -2028,6 +2033,318 @@ async def run_branches_with_priorities(r: Recorder) -> list[str]:
 
     await run_branches({k: _bind(note, k) for k in "ab"}, 1, priorities={"b": 1})
     return started
+
+
+# ================================================================ tries
+
+
+def _every(seconds: float, on: Any = ValueError, attempts: int = 3, **options: Any) -> Retry:
+    return Retry(on, attempts, seconds, seconds, 0.0, **options)
+
+
+class _Flaky:
+    """Takes a second for each try, and fails so many times."""
+
+    def __init__(self, r: Recorder, failures: int = 99, error: Exception | None = None) -> None:
+        self.r = r
+        self.failures = failures
+        self.error = error
+        self.opened = r.world.now()
+        self.starts: list[float] = []
+
+    async def __call__(self) -> str:
+        self.starts.append(_since(self.r.world.now(), self.opened))
+        await self.r.world.sleep(1)
+        if len(self.starts) <= self.failures:
+            raise self.error or ValueError(len(self.starts))
+        return "through"
+
+
+@row(then=[0.0, 3.0, 6.0], a="succeeded =through", b="succeeded", time=7.0)
+async def tried_again_until_it_succeeds(r: Recorder) -> list[float]:
+    """Another runs meanwhile, under a limit of one."""
+    flaky = _Flaky(r, 2)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(2))
+        n.start_soon("b", r.world.sleep, 1.5)
+
+    await block(r, body, 1)
+    return flaky.starts
+
+
+@row(then=[0.0, 2.0], a="failed !ValueError: 2", time=3.0)
+async def tried_so_many_times_in_all(r: Recorder) -> list[float]:
+    flaky = _Flaky(r)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(1, attempts=2))
+
+    await block(r, body, policy=COLLECT)
+    return flaky.starts
+
+
+@row(then=[0.0, 8.0], a="succeeded =through")
+async def backpressure_says_after_how_long(r: Recorder) -> list[float]:
+    flaky = _Flaky(r, 1, Backpressure("busy", retry_after=7))
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(1))
+
+    await block(r, body)
+    return flaky.starts
+
+
+@row(then=[0.0], a="failed !ValueError: 1", time=1.0)
+async def no_try_starts_at_the_timeout_over_all(r: Recorder) -> list[float]:
+    flaky = _Flaky(r)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(1, timeout=2))
+
+    await block(r, body, policy=COLLECT)
+    return flaky.starts
+
+
+@row(then=[0.0], a="failed !ValueError: 1", b="succeeded", time=9.0)
+async def a_try_that_waits_for_a_token_for_too_long(r: Recorder) -> list[float]:
+    flaky = _Flaky(r)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(1, timeout=5))
+        n.start_soon("b", r.world.sleep, 8)
+
+    await block(r, body, 1, policy=COLLECT)
+    assert r.seen["step"].times["a"] == (0.0, 5.0)
+    return flaky.starts
+
+
+@row(a="timed_out !TooSlowError: 'a' timed out after 2 s", time=5.0)
+async def a_timeout_is_for_each_try(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", r.world.forever, timeout=2, retry=_every(1, Exception, 2))
+
+    await block(r, body, policy=COLLECT)
+    assert r.seen["step"].attempts == {"a": 2}
+
+
+@row(a="cancelled (enough)", time=4.0)
+async def cancelled_while_a_timed_out_try_unwinds(r: Recorder) -> None:
+    async def a() -> None:
+        try:
+            await r.world.forever()
+        finally:
+            async with r.world.shield():
+                await r.world.sleep(3)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a, timeout=1, retry=_every(1, Exception))
+        await r.world.sleep(2)
+        assert n.cancel("a", "enough")
+
+    await block(r, body)
+
+
+async def _stopped_between_tries(
+    r: Recorder, stop: Callable[[BranchNursery], object], **options: Any
+) -> list[float]:
+    """One that backs off, and one whose next try is held by a pause."""
+    flaky = _Flaky(r)
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", flaky, retry=_every(5))
+        n.start_soon("b", flaky, retry=_every(1))
+        await r.world.sleep(1.5)
+        n.pause("lunch")
+        await r.world.sleep(1.5)
+        stop(n)
+
+    await block(r, body, **options)
+    assert r.seen["step"].attempts == {"a": 1, "b": 1}
+    return flaky.starts
+
+
+@row(
+    a="cancelled !ValueError: 2 (why)",
+    b="cancelled !ValueError: 2 (why)",
+    then=[0.0, 0.0],
+    time=3.0,
+)
+async def cancelled_between_tries(r: Recorder) -> list[float]:
+    return await _stopped_between_tries(r, lambda n: n.cancel_where(lambda key: True, "why"))
+
+
+@row(
+    "Breached: why <- BranchErrors[ValueError: 2, ValueError: 2]",
+    stop="why",
+    a="breached !ValueError: 2 (why)",
+    b="breached !ValueError: 2 (why)",
+    then=[0.0, 0.0],
+    time=3.0,
+)
+async def breached_between_tries(r: Recorder) -> list[float]:
+    return await _stopped_between_tries(r, lambda n: n.breach("why"))
+
+
+@row(
+    "Breached: why <- BranchErrors[ValueError: 2, ValueError: 2]",
+    stop="why",
+    a="breached !ValueError: 2 (why)",
+    b="breached !ValueError: 2 (why)",
+    then=[0.0, 0.0],
+    time=3.0,
+)
+async def drained_between_tries(r: Recorder) -> list[float]:
+    return await _stopped_between_tries(r, lambda n: n.breach("why"), on_breach="drain")
+
+
+@row(
+    a="timed_out !ValueError: 2",
+    b="timed_out !ValueError: 2",
+    stop="step timed out after 2.5 s",
+    then=[0.0, 0.0],
+    time=2.5,
+)
+async def a_deadline_between_tries(r: Recorder) -> list[float]:
+    return await _stopped_between_tries(r, lambda n: None, policy=COLLECT, move_on_after=2.5)
+
+
+@row(
+    "Cancelled",
+    a="cancelled !ValueError: 2 (cancelled from outside)",
+    b="cancelled !ValueError: 2 (cancelled from outside)",
+    stop="cancelled from outside",
+    time=2.5,
+)
+async def cancelled_from_outside_between_tries(r: Recorder) -> None:
+    async with r.world.scope(2.5):
+        await _stopped_between_tries(r, lambda n: None, policy=COLLECT)
+
+
+@row(a="succeeded =2", then=["queued", "started", "queued", "started", "ended"])
+async def each_try_is_told(r: Recorder) -> list[str]:
+    told: list[str] = []
+
+    class Told(abc.Observer):
+        def branch_queued(self, branch: Any) -> None:
+            told.append("queued")
+
+        def branch_started(self, branch: Any) -> None:
+            told.append("started")
+
+        def branch_ended(self, branch: Any, result: Any) -> None:
+            told.append("ended")
+
+    async def a() -> Any:
+        if len(told) < 3:
+            raise ValueError
+        return current_branch().attempts
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a, retry=_every(0))
+
+    await block(r, body, observers=[Told()])
+    return told
+
+
+@row(a="succeeded =['in', 'in']", time=4.0)
+async def a_nested_step_in_a_branch_that_is_retried(r: Recorder) -> None:
+    """Under a limit of one: parked, it lends its token, and between tries it has none."""
+    started = []
+
+    async def inner() -> None:
+        started.append(current_branch().key)
+        await r.world.sleep(1)
+        if len(started) == 1:
+            raise ValueError
+
+    async def a() -> list[Any]:
+        await run_branches({"in": inner})
+        return started
+
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", a, retry=_every(2, BranchErrors))
+
+    await block(r, body, 1)
+
+
+# ================================================================ rates
+
+
+@row(a="succeeded", b="skipped (gone)", c="succeeded", d="succeeded", time=2.0)
+async def admissions_are_spaced(r: Recorder) -> None:
+    """One that was stopped while it waited has spent nothing."""
+
+    async def body(n: BranchNursery) -> None:
+        for key in "abcd":
+            n.start_soon(key, r.world.sleep, 0)
+        await r.world.sleep(0.5)
+        n.cancel("b", "gone")
+
+    await block(r, body, BranchLimiter(9, rate=Rate(1)))
+    assert [r.seen["step"].times[key][0] for key in "acd"] == [0.0, 1.0, 2.0]
+
+
+@row(a="succeeded", b="succeeded", c="succeeded", time=4.0)
+async def a_rate_does_not_hold_who_goes_on(r: Recorder) -> None:
+    limiter = BranchLimiter(9, rate=Rate(1, per=4.0, burst=2))
+
+    async def body(n: BranchNursery) -> None:
+        async def a() -> None:
+            await n["b"].wait()
+            assert r.world.now() == pytest.approx(opened + 1)
+
+        opened = r.world.now()
+        n.start_soon("a", a)
+        n.start_soon("b", r.world.sleep, 1)
+        n.start_soon("c", r.world.sleep, 0)
+
+    await block(r, body, limiter)
+
+
+@row(left=None, then=[0.0, 0.0, 2.0, 4.0])
+async def a_rate_for_tasks_that_enter(r: Recorder) -> list[float]:
+    limiter = BranchLimiter(1, rate=Rate(0.5, burst=2))
+    opened, times = r.world.now(), []
+    for _ in range(4):
+        async with limiter:
+            times.append(_since(r.world.now(), opened))
+    return times
+
+
+# ================================================================ hedged calls
+
+
+@row(left=None, then=(1, [0.0, 1.0], 3.0))
+async def a_slow_call_is_asked_again(r: Recorder) -> Any:
+    opened = r.world.now()
+    asked: list[float] = []
+
+    async def ask(*takes: float) -> int:
+        number = len(asked)
+        asked.append(_since(r.world.now(), opened))
+        await r.world.sleep(takes[number])
+        return number
+
+    answer = await hedged(ask, after=1)(9, 2)
+    return answer, asked, _since(r.world.now(), opened)
+
+
+@row(a="failed !BranchErrors: errors in 'fail' (2 sub-exceptions)", time=3.0)
+async def a_hedged_call_that_fails_both_times(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", hedged(r.world.fail, after=1), 2, "x")
+
+    await block(r, body, 2, policy=COLLECT)
+
+
+@row(a="succeeded =1", b="succeeded", time=4.0)
+async def a_hedged_call_lends_the_token_of_its_branch(r: Recorder) -> None:
+    async def body(n: BranchNursery) -> None:
+        n.start_soon("a", hedged(r.world.give, after=1), 3, 1)
+        n.start_soon("b", r.world.sleep, 1)
+
+    await block(r, body, 1)
 
 
 # ================================================================ misuse

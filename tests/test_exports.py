@@ -54,13 +54,19 @@ MEMBERS = {
         completion_order outputs errors success feedback stop_reason peak_in_flight with_status
         raise_for_errors to_dict
     """,
-    "BranchLimiter": "total_tokens borrowed_tokens available_tokens statistics pause resume",
+    "Backpressure": "retry_after",
+    "BranchLimiter": """
+        total_tokens borrowed_tokens available_tokens statistics pause resume stall_report
+    """,
     "Breach": "reason trip",
     "Budget": "spend reserve used settled",
     "Reservation": "settle",
     "Branch": "key status priority cancel wait report",
+    "Rate": "amount per burst",
+    "Retry": "on attempts wait_initial wait_max wait_jitter timeout",
     "BranchNursery": """
         start_soon cancel cancel_where breach pause resume completed statistics limiter result
+        explain
     """,
 }
 
@@ -205,7 +211,7 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
-    "LimiterStatistics NurseryStatistics ParallelResult StepResult Tally".split(),
+    "LimiterStatistics NurseryStatistics ParallelResult Rate Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

@@ -285,8 +285,11 @@ class Pool:
         self._has_stale = True
         for pool in self.chain():
             pool.waiting -= 1
-            if pool.gate is not None and not pool.waiting:
-                pool.gate.close()
+            pool._close_gate()
+
+    def _close_gate(self) -> None:
+        if self.gate is not None and not self.waiting:
+            self.gate.close()
 
     def _sweep(self) -> None:
         if len(self._queue) > 2 * self.waiting + 1000 or not self.waiting:
@@ -431,6 +434,7 @@ class Pool:
                     pool.admitted += 1
                     if pool.gate is not None:
                         pool.gate.spend()
+                pool._close_gate()
             if pool.parent is None:
                 return pool
             pool = pool.parent
@@ -512,6 +516,12 @@ class Pool:
             pool._has_stale = True
             pool._lend(heir)
             heir._step.granted(heir)
+
+    def not_begun(self) -> None:
+        """Who was granted a token has been stopped before it began: its rate is not spent."""
+        for pool in self.chain():
+            if pool.gate is not None:
+                pool.gate.refund()
 
     def give_back(self, token: Token) -> None:
         self._release(token)

@@ -260,7 +260,8 @@ class StepCore:
         return self.reason if self.cause is Cause.BREACH else self._drained_for
 
     def not_begun(self, record: Record) -> Record | None:
-        """Its place has come up, and it was skipped meanwhile."""
+        """Its place has come up, and it was stopped meanwhile."""
+        self.pool.not_begun()
         return self._pass_on(record, None)
 
     def _ran(
@@ -346,7 +347,7 @@ class StepCore:
         if self.cause is not None or record._cause not in (None, Cause.TIMEOUT):
             return False
         wait = tries.retry.wait_after(error, record.attempts, self.run.random())
-        if wait is None or now + wait > record.started_at + tries.retry.timeout:
+        if wait is None or now + wait >= record.started_at + tries.retry.timeout:
             return False
         if record._token is None:
             parking.leave(self, record)
@@ -508,7 +509,8 @@ class StepCore:
         if record._cause is None and not self._overtaken(record):
             self._tell_to_stop(record, Cause.CANCEL, reason)
             return True
-        if record._cause is Cause.TIMEOUT and record._tries is not None:  # it may be tried again
+        tries = record._tries
+        if record._cause is Cause.TIMEOUT and tries is not None and tries.outlast_timeout(record):
             record._cause = Cause.CANCEL
             record._reason = reason
             if self.observers:

@@ -24,7 +24,7 @@ def why_waiting(step: StepCore, record: Record) -> str | None:
     if record.status is QUEUED and record._token is None:
         tries = record._tries
         if record._entry is None and tries is not None:
-            return f"retry: {max(0.0, tries.due - step.run.now()):.3g} s"
+            return f"retry: {in_seconds(max(0.0, tries.due - step.run.now()))}"
         if step.paused is not None:
             return f"paused: {step.paused}"
         return _what_holds(step.pool, record._weight, is_new=True)
@@ -44,11 +44,16 @@ def _what_holds(pool: Pool, weight: int, is_new: bool) -> str:
         if not within.has_room(weight):
             return _in_use(within)
         if is_new and within.gate is not None and (seconds := within.gate.opens_in()):
-            return f"rate: {seconds:.3g} s"
+            return f"rate: {in_seconds(seconds)}"
         pool, within = within, within.parent
     if pool.is_to_look():
         return "the next checkpoint"
     return f"its turn: {_in_use(pool)}"
+
+
+def in_seconds(seconds: float) -> str:
+    """Three digits, or as many as there are."""
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
 
 
 def _in_use(pool: Pool) -> str:

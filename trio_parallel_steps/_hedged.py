@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from contextvars import copy_context
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._branch import enclosing_branch
 from ._open import open_branch_nursery
 from ._policies import FIRST_SUCCESS
 from ._util import check_async_fn, check_int, check_seconds
@@ -29,8 +30,8 @@ def hedged(
     and the others are cancelled.
 
     Each attempt is a branch of a nested step, so inside a branch it is under the same cap: one that
-    finds no token free waits for it.  An attempt that fails starts no other; `BranchErrors` if all
-    that were started have failed.
+    finds no token free waits for it; outside, nothing limits them.  An attempt that fails starts no
+    other; `BranchErrors` if all that were started have failed.
 
     For calls that are safe to repeat (J. Dean and L. A. Barroso, The Tail at Scale, 2013).
 
@@ -47,18 +48,15 @@ def hedged(
 
     @protected
     async def hedged_fn(*args: Any, **kwargs: Any) -> T:
-        async def attempt() -> T:
-            return await async_fn(*args, **kwargs)
-
+        attempt = partial(async_fn, **kwargs) if kwargs else async_fn
+        limit = math.inf if enclosing_branch(current_run()) is None else None
         name = getattr(async_fn, "__name__", "hedged")
-        asking = None
+        asking = _Asking(attempt, args, after, attempts)
         try:
-            async with open_branch_nursery(name=name, policy=FIRST_SUCCESS) as nursery:
-                asking = _Asking(nursery, attempt, after, attempts)
-                asking.ask()
+            async with open_branch_nursery(limit, name=name, policy=FIRST_SUCCESS) as nursery:
+                asking.ask(nursery)
         finally:
-            if asking is not None:
-                asking.stop()
+            asking.stop()
         outputs: dict[int, T] = nursery.result.outputs
         return next(outputs[key] for key in nursery.result.completion_order if key in outputs)
 
@@ -70,13 +68,13 @@ class _Asking:
 
     def __init__(
         self,
-        nursery: BranchNursery,
-        attempt: Callable[[], Awaitable[Any]],
+        attempt: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
         after: float,
         attempts: int,
     ) -> None:
-        self._nursery = nursery
         self._attempt = attempt
+        self._args = args
         self._after = after
         self._attempts = attempts
         self._asked = 0
@@ -84,13 +82,17 @@ class _Asking:
         self._context = copy_context()
         self._timer: Timer | None = None
 
-    def ask(self) -> None:
+    def ask(self, nursery: BranchNursery) -> None:
         self._timer = None
-        self._context.run(self._nursery.start_soon, self._asked, self._attempt)
+        if nursery._core.cause is not None:  # all that is left is to unwind
+            return
+        self._context.run(nursery.start_soon, self._asked, self._attempt, *self._args)
         self._asked += 1
         if self._asked < self._attempts and self._after != math.inf:
-            self._timer = self._run.call_at(self._run.now() + self._after, self.ask)
+            due = self._run.now() + self._after
+            self._timer = self._run.call_at(due, lambda: self.ask(nursery))
 
     def stop(self) -> None:
+        """The block has been left."""
         if self._timer is not None:
             self._timer.cancel()

@@ -239,6 +239,7 @@ class BranchLimiter:
             if entrant._token is None:
                 pool.forget(entrant)
             else:
+                pool.not_begun()
                 pool.give_back(entrant._token)
             raise
         assert entrant._token is not None

@@ -234,9 +234,10 @@ class BranchNursery(metaclass=NoPublicConstructor):
         >>> async def main():
         ...     async with open_branch_nursery(1) as nursery:
         ...         for key in "ab":
-        ...             nursery.start_soon(key, trio.sleep, 0.01)
+        ...             nursery.start_soon(key, trio.sleep_forever)
         ...         await trio.testing.wait_all_tasks_blocked()
         ...         print(nursery.explain())
+        ...         nursery.cancel_where("ab".__contains__)
         >>> trio.run(main)
         {'b': 'limit: 1 of 1 in use'}
         """

@@ -47,15 +47,19 @@ class Wait:
             return
         self.is_over = True
         record = self.record
-        if record.status is RUNNING and record.attempts == self._attempt:
+        if self.is_of_this_try():
             record._waits.remove(self)
             if not record._waits:
                 record._waits = NONE
                 _ask_back(record)
 
+    def is_of_this_try(self) -> bool:
+        """Or has its task outlived the branch, or the attempt?"""
+        return self.record.status is RUNNING and self.record.attempts == self._attempt
+
     def is_held_up(self) -> bool:
         """Does its task wait for the branch's token?"""
-        return self.record.attempts == self._attempt and is_resuming(self.record)
+        return self.is_of_this_try() and is_resuming(self.record)
 
 
 def _begin(record: Record, wait: Wait) -> None:
@@ -145,7 +149,7 @@ def _waiting_for(record: Record) -> Iterable[Record]:
     if step.parent is not None:
         yield step.parent
     for waker in (*(record._done or ()), *step.listeners):
-        if isinstance(waker, Wait) and not waker.is_over:
+        if isinstance(waker, Wait) and not waker.is_over and waker.is_of_this_try():
             yield waker.record
 
 

@@ -2,14 +2,16 @@
 
 1. GCRA, the generic cell rate algorithm (ITU-T I.371, annex A): one number, the theoretical arrival
    time of the next admission, says whether one may come now and when the next may.
-2. Only an admission spends: a branch stopped while it waits has cost nothing.
+2. Only an admission spends: a branch stopped while it waits has cost nothing, nor has one that was
+   granted a token and stopped before its function was called.
 3. A rate holds what is queued, never a branch that resumes; a gated waiter is nobody's head.
 """
 
 from __future__ import annotations
 
-from math import inf, isfinite
-from typing import TYPE_CHECKING, final
+from math import inf
+from sys import float_info
+from typing import TYPE_CHECKING, Final, final
 
 import attrs
 
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
     from .hosts._abc import Run, Timer
 
 
+POSITIVE: Final = "a finite number > 0"
+
+
 def _check_positive(rate: Rate, attribute: attrs.Attribute[float], value: float) -> None:
-    what = "a finite number > 0"
     if not is_number(value):
-        raise TypeError(expected(attribute.name, what, value))
-    if not (value > 0 and isfinite(value)):
-        raise ValueError(expected(attribute.name, what, value))
+        raise TypeError(expected(attribute.name, POSITIVE, value))
+    if not 0 < value <= float_info.max:  # NaN too, and ints past all floats
+        raise ValueError(expected(attribute.name, POSITIVE, value))
 
 
 def _check_burst(rate: Rate, attribute: attrs.Attribute[int], value: int) -> None:
@@ -37,7 +41,7 @@ def _check_burst(rate: Rate, attribute: attrs.Attribute[int], value: int) -> Non
 @attrs.frozen
 class Rate:
     """Admissions spaced ``per / amount`` seconds apart; after a rest up to `burst` at once, so that
-    any window of `per` seconds holds at most ``amount + burst - 1``.
+    any window of `per` seconds holds at most ``amount + burst - 1`` (`amount` rounded up).
 
     Given to a `BranchLimiter`.  A branch stopped while it waits spends nothing, one that goes on
     after a wait of its own neither; a retry is an admission.  The algorithm is GCRA.
@@ -49,6 +53,10 @@ class Rate:
     amount: float = attrs.field(validator=_check_positive)
     per: float = attrs.field(default=1.0, validator=_check_positive)
     burst: int = attrs.field(default=1, validator=_check_burst)
+
+    def __attrs_post_init__(self) -> None:
+        if self.per / self.amount == inf:
+            raise ValueError(expected("per` / `amount", POSITIVE, inf))
 
 
 class Gate:
@@ -82,6 +90,10 @@ class Gate:
 
     def spend(self) -> None:
         self._next = max(self._next, self._run.now()) + self._interval
+
+    def refund(self) -> None:
+        """What was spent on one that never began."""
+        self._next -= self._interval
 
     def close(self) -> None:
         """Nobody waits any more."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
-from ._errors import Backpressure
+from ._errors import Backpressure, TooSlowError
 from ._records import FAILED
 from ._util import check_int, check_seconds, expected
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from ._outcomes import BranchStatus
+    from ._records import Record
     from .hosts._abc import Timer
 
 
@@ -55,7 +56,7 @@ class Retry:
     that doubles from `wait_initial` up to `wait_max`, with a random `wait_jitter` on top, as in
     stamina; after a `Backpressure` that says so, after its ``retry_after``.  The branch's timeout
     applies to each try, and its `trio.TooSlowError` can be retried.  `timeout` runs from the first
-    admission, waiting included: past it no new try starts; it never cuts one short.
+    admission, waiting included: from then on no new try starts; it never cuts one short.
 
     >>> Retry(on=(ConnectionError, TimeoutError), attempts=5)  # doctest: +ELLIPSIS
     Retry(on=(<class 'ConnectionError'>, <class 'TimeoutError'>), attempts=5, wait_initial=0.1, ...)
@@ -101,6 +102,10 @@ class Tries:
         self.error = error
         self.status = status
         self.due = due
+
+    def outlast_timeout(self, record: Record) -> bool:
+        """May it be tried again after a timeout of this try?"""
+        return self.retry.wait_after(TooSlowError(), record.attempts, 0.0) is not None
 
     def stop_timer(self) -> None:
         if self.timer is not None:

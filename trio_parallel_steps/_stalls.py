@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._explain import explain
+from ._explain import explain, in_seconds
 from ._records import RUNNING
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def _in_use(pool: Pool, run: Run, holders: Iterable[Hashable]) -> Iterator[str]:
         for record in step.records.values():
             if record.status is RUNNING and record._token is not None:
                 assert record.started_at is not None
-                yield f"  {_name(step, record)}, since {run.now() - record.started_at:.3g} s"
+                seconds = in_seconds(run.now() - record.started_at)
+                yield f"  {_name(step, record)}, since {seconds}"
                 yield from _where(run, step.host.task_of(record))
     for task in holders:
         yield f"  a task that entered it: {task!r}"
@@ -53,7 +54,7 @@ def _waiting(pool: Pool) -> Iterator[str]:
             told += step.records[key]._entry is not None
             yield f"  {_name(step, step.records[key])}: {why}"
     if pool.waiting > told:
-        yield f"  {pool.waiting - told} tasks that would enter it"
+        yield f"  tasks that would enter it: {pool.waiting - told}"
 
 
 def _name(step: StepCore, record: Record) -> str:

@@ -36,7 +36,7 @@ class Observer:
         """The step's block has been entered."""
 
     def branch_queued(self, branch: Branch[Any]) -> None:
-        """A branch was submitted."""
+        """A branch was submitted, or is queued again, to be tried once more."""
 
     def branch_started(self, branch: Branch[Any]) -> None:
         """A branch was admitted; its function is called next."""

@@ -66,7 +66,8 @@ class Run(Protocol):
 
     def current_task(self) -> Hashable: ...
     def await_frames(self, task: Any) -> Iterable[tuple[FrameType, int]]:
-        """Where the code of a suspended task stands, outermost first: frames and line numbers."""
+        """Where the user's code of a suspended task stands, outermost first: frames and line
+        numbers."""
 
     def default_limit(self) -> int: ...
     def host(self, name: str, redeliver: float) -> Host: ...
@@ -198,8 +199,17 @@ def await_frames(awaited: Any) -> Iterator[tuple[FrameType, int]]:
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
 
 
-def users_frames(awaited: Any, engine: frozenset[CodeType]) -> Iterator[tuple[FrameType, int]]:
-    return (place for place in await_frames(awaited) if place[0].f_code not in engine)
+def users_frames(awaited: Any) -> Iterator[tuple[FrameType, int]]:
+    return (place for place in await_frames(awaited) if is_users(place[0]))
+
+
+# Whose frames say nothing of where a user's code stands.
+LIBRARIES: Final = frozenset({__name__.partition(".")[0], "anyio", "asyncio", "trio"})
+
+
+def is_users(frame: FrameType) -> bool:
+    module: str = frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] not in LIBRARIES
 
 
 # What each event loop says to a function of the other's.

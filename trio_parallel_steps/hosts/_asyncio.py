@@ -8,7 +8,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ._abc import BaseRun, split, users_frames
-from ._asyncio_host import ENGINE, AsyncioHost
+from ._asyncio_host import AsyncioHost
 from ._asyncio_ledger import CountingLedger
 from ._asyncio_shields import run_in_thread, wait_shielded
 
@@ -68,7 +68,7 @@ class AsyncioRun(BaseRun):
         return asyncio.current_task()
 
     def await_frames(self, task: asyncio.Task[Any]) -> Iterable[tuple[FrameType, int]]:
-        return users_frames(task.get_coro(), ENGINE)
+        return users_frames(task.get_coro())
 
     def host(self, name: str, redeliver: float) -> AsyncioHost:
         return AsyncioHost(self, name, redeliver)

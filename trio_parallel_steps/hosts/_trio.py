@@ -30,8 +30,8 @@ from trio.lowlevel import (
 )
 
 from .._records import Cause, Record
-from ._abc import BaseRun, await_frames, first_leaf, split, thread_check, users_frames
-from ._trio_runner import ENGINE, Runner, drive
+from ._abc import BaseRun, await_frames, first_leaf, is_users, split, thread_check, users_frames
+from ._trio_runner import Runner, drive
 from ._trio_shared import TrioSharedLedger
 from ._trio_timers import Timers
 
@@ -86,8 +86,8 @@ class TrioRun(BaseRun):
     def await_frames(self, task: trio.lowlevel.Task) -> Iterator[tuple[FrameType, int]]:
         for frame, line in await_frames(task.coro):
             if frame.f_code is drive.__code__:  # it sends to the branch's coroutine itself
-                yield from users_frames(frame.f_locals["coroutine"], ENGINE)
-            elif frame.f_code not in ENGINE:
+                yield from users_frames(frame.f_locals["coroutine"])
+            elif is_users(frame):
                 yield frame, line
 
     def host(self, name: str, redeliver: float) -> TrioHost:
@@ -269,7 +269,9 @@ class TrioHost:
 
     def task_of(self, record: Record) -> trio.lowlevel.Task | None:
         name = f"{self.name}/{record.key}"
-        return next((task for task in self._nursery.child_tasks if task.name == name), None)
+        named = [task for task in self._nursery.child_tasks if task.name == name]
+        # Two keys may read the same; and one that has never waited is not in its context yet.
+        return max(named, key=lambda task: task.context is record._context, default=None)
 
     # ------------------------------------------------------------ its tasks
 

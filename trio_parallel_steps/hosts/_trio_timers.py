@@ -6,7 +6,7 @@ A system task, as a call may outlast the block that asked for it: a rate belongs
 from __future__ import annotations
 
 import math
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import trio
@@ -65,6 +65,9 @@ class Timers:
         if not self._live:
             self._due.clear()
             self._scope.deadline = -math.inf
+        elif len(self._due) > 2 * self._live + 100:
+            self._due = [timer for timer in self._due if timer.call is not None]
+            heapify(self._due)
 
     async def _serve(self) -> None:
         try:
