@@ -271,18 +271,21 @@ async def test_a_branch_stopped_while_it_waits_spends_nothing(autojump_clock: Mo
     assert_complete(nursery, *range(4))
 
 
+async def stop_b(nursery: BranchNursery) -> None:
+    b: Any = nursery["b"]
+    assert b._token is not None
+    assert b.cancel()
+
+
 async def test_a_branch_stopped_before_its_function_is_called_spends_nothing(
     autojump_clock: MockClock,
 ) -> None:
     """It had its token, but not yet its place to run in."""
     opened = trio.current_time()
     async with open_branch_nursery(BranchLimiter(9, rate=Rate(1, burst=2))) as nursery:
-        nursery.start_soon("a", trio.sleep, 0)
-        b: Any = nursery.start_soon("b", trio.sleep, 0)
+        nursery.start_soon("a", stop_b, nursery)
+        nursery.start_soon("b", trio.sleep, 0)
         nursery.start_soon("c", trio.sleep, 0)
-        while b._token is None:
-            await trio.lowlevel.checkpoint()
-        assert b.cancel()
     assert statuses(nursery.result) == {"a": SUCCEEDED, "b": SKIPPED, "c": SUCCEEDED}
     assert nursery.result["c"].started_at == opened
 
