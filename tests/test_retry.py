@@ -51,6 +51,7 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps._tries import give_up, queue_again
 from trio_parallel_steps.abc import Observer
 from trio_parallel_steps.hosts import current_run
 
@@ -868,7 +869,7 @@ async def test_stopped_when_it_has_its_token_but_has_not_begun(
             branch: Any = nursery.start_soon("a", flaky, retry=evenly())
             await trio.sleep(1.5)
             assert tries_of(branch).timer is not None
-            nursery._core._queue_again(branch)  # as its timer would, between two passes
+            queue_again(nursery._core, branch)  # as its timer would, between two passes
             assert branch.status is QUEUED
             assert branch._token is not None
             assert nursery.explain() == {}
@@ -891,8 +892,8 @@ async def test_granted_but_not_begun_at_its_timeout(autojump_clock: MockClock) -
         branch: Any = nursery.start_soon("a", flaky, retry=evenly(timeout=5))
         await trio.sleep(1.5)
         core: Any = nursery._core
-        core._queue_again(branch)
-        core._give_up(branch)
+        queue_again(core, branch)
+        give_up(core, branch)
         nursery.start_soon("b", trio.sleep, 0)
     assert statuses(nursery.result) == {"a": FAILED, "b": SUCCEEDED}
     assert flaky.starts == [0]
@@ -1154,7 +1155,7 @@ async def test_a_retry_is_an_admission_of_the_policy_of_the_step_only(
             await trio.sleep(1.5)
             core: Any = nursery._core
             scope.cancel()
-            core._queue_again(nursery["a"])
+            queue_again(core, nursery["a"])
     assert flaky.starts == [0]
     assert statuses(nursery.result) == {"a": CANCELLED}
     assert_complete(nursery, "a")

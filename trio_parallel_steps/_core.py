@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _parking as parking
 from ._errors import BudgetExceeded, TooSlowError
+from ._judging import ask_late, judge, judge_reach
 from ._outcomes import said
-from ._policies import Decision, EnginePolicy, Tally
+from ._policies import EnginePolicy, Tally
 from ._records import (
     BREACHED,
     FAILED,
@@ -31,6 +32,7 @@ from ._records import (
     Cause,
     Record,
 )
+from ._tries import end_between, is_tried_again
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -68,6 +70,7 @@ class StepCore:
         "errors",
         "exceeded",
         "failed",
+        "failed_late",
         "feed",
         "handle",
         "held",
@@ -83,6 +86,7 @@ class StepCore:
         "paused",
         "peak",
         "policy",
+        "policy_raised",
         "pool",
         "ran",
         "_endings_before_stop",
@@ -96,9 +100,7 @@ class StepCore:
         "_asked_on_success",
         "_before_stop",
         "_drained_for",
-        "_failed_late",
         "_is_over",
-        "_policy_raised",
     )
 
     def __init__(
@@ -139,8 +141,8 @@ class StepCore:
         self.ran: int = 0  # how many of these did run
         self._endings_before_stop: int = 0
         self._is_over: bool = False
-        self._failed_late: bool = False
-        self._policy_raised: bool = False
+        self.failed_late: bool = False
+        self.policy_raised: bool = False
         self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
         self.outstanding: int = 0
         self.running: int = 0
@@ -221,7 +223,7 @@ class StepCore:
 
     def raised(self, record: Record, error: Exception, now: float) -> Record | None:
         self._notice()
-        if record._tries is not None and self._is_tried_again(record, error, FAILED, now):
+        if record._tries is not None and is_tried_again(self, record, error, FAILED, now):
             return self._pass_on(record, None)
         if self.is_stopping():
             self.cut += 1
@@ -242,7 +244,7 @@ class StepCore:
             self.cut += 1
         elif cause is Cause.TIMEOUT:
             error = TooSlowError(f"{record.key!r} {record._reason}")
-            if record._tries is not None and self._is_tried_again(record, error, TIMED_OUT, now):
+            if record._tries is not None and is_tried_again(self, record, error, TIMED_OUT, now):
                 return self._pass_on(record, None)
             self.failed += 1
             record._value = error
@@ -280,14 +282,17 @@ class StepCore:
         if self.rules is not None and self.cause is None:
             self._apply_rules(record)
         if self.cause is None and (ask_policy or self.policy.has_goal):
-            self._judge(record, ask_policy)
-        elif ask_policy and self.policy.is_users_own and not self._policy_raised:
-            self._ask_late(record)
+            judge(self, record, ask_policy)
+        elif ask_policy and self.policy.is_users_own and not self.policy_raised:
+            ask_late(self, record)
         if not self.outstanding:
             self._all_ended()
         if was_parked and parent is not None and parent._entry is not None:
             return self._pass_on(record, parent)  # its last wait has ended with this branch
         return self._pass_on(record, None)
+
+    def ran_between(self, record: Record, status: BranchStatus, now: float) -> None:
+        self._ran(record, status, now, status in self.policy.asked_on)
 
     def _all_ended(self) -> None:
         if self.join is not None:
@@ -331,69 +336,16 @@ class StepCore:
         self._ended(record)
         asked = SKIPPED in self.policy.asked_on
         if self.cause is None and (asked or self.policy.has_goal):
-            self._judge(record, asked)
+            judge(self, record, asked)
         if not self.outstanding:
             self._all_ended()
-
-    # ------------------------------------------------------------ tries
-
-    def _is_tried_again(
-        self, record: Record, error: Exception, status: BranchStatus, now: float
-    ) -> bool:
-        """Its try has failed: queue it again after its back-off, if it may be tried again."""
-        tries = record._tries
-        assert tries is not None
-        assert record.started_at is not None
-        if self.cause is not None or record._cause not in (None, Cause.TIMEOUT):
-            return False
-        wait = tries.retry.wait_after(error, record.attempts, self.run.random())
-        if wait is None or now + wait >= record.started_at + tries.retry.timeout:
-            return False
-        if record._token is None:
-            parking.leave(self, record)
-        self.running -= 1
-        record.status = QUEUED
-        record._cause = record._reason = None
-        record._context = tries.context.copy()
-        tries.failed(error, status, now + wait)
-        tries.timer = self.run.call_at(tries.due, lambda: self._queue_again(record))
-        if self.observers:
-            self.tell("branch_queued", record)
-        return True
-
-    def _queue_again(self, record: Record) -> None:
-        tries = record._tries
-        assert tries is not None
-        assert record.started_at is not None
-        tries.timer = None
-        if tries.retry.timeout != inf:
-            until = record.started_at + tries.retry.timeout
-            tries.timer = self.run.call_at(until, lambda: self._give_up(record))
-        self.pool.enter(record, self.depth)
-
-    def _give_up(self, record: Record) -> None:
-        """It has waited for its next try for too long."""
-        tries = record._tries
-        if tries is not None and record.status is QUEUED:
-            self.failed += 1
-            self._end_between_tries(record, tries.status, self.host.now())
-
-    def _end_between_tries(self, record: Record, status: BranchStatus, now: float) -> None:
-        """As one that had lent its token."""
-        assert record._tries is not None
-        record._value = record._tries.error
-        token, record._token = record._token, None
-        self.running += 1
-        self.parked += 1
-        self._ran(record, status, now, status in self.policy.asked_on)
-        record._token = token  # granted already: passed on once its place comes up
 
     def _stop_queued(self, record: Record, reason: str, now: float) -> None:
         if record.attempts:
             cause = record._cause or self.cause
             assert cause is not None
             record._reason = reason
-            self._end_between_tries(record, STOPPED_AS[cause], now)
+            end_between(self, record, STOPPED_AS[cause], now)
         else:
             self._unqueue(record)
             self.skip(record, reason, now)
@@ -408,54 +360,15 @@ class StepCore:
     def tally(self) -> Tally:
         return Tally(self.succeeded, self.failed, len(self.endings), self.outstanding)
 
-    def _judge(self, record: Record, ask: bool) -> None:
-        tally = self.tally()
-        if ask:
-            decision = self._ask(record, tally)
-            if decision is None:
-                return
-            if decision is Decision.SATISFIED:
-                self.stop(Cause.SATISFIED, f"policy satisfied by {record.key!r}")
-                return
-            if decision is Decision.FAILED:
-                why = record.result.feedback or f"{record.key!r} succeeded"
-                self.stop(Cause.POLICY, f"policy failed: {why}")
-                return
-        self._judge_reach(tally)
-
-    def _ask_late(self, record: Record) -> None:
-        """Would it have failed the step, had nothing else stopped it?"""
-        if self.cause is Cause.SATISFIED:
-            return
-        if self._ask(record, self.tally()) is Decision.FAILED:
-            self._failed_late = True
-
     def policy_raises(self) -> bool:
         """Are the branches' exceptions to be raised, though something else stopped the step?"""
-        return self._failed_late or self.policy.raises(self.tally())
-
-    def _ask(self, record: Record, tally: Tally) -> Decision | None:
-        """What the policy says; None if it raised, which stops the step as an exception of the body
-        would."""
-        try:
-            return self.policy.on_end(record.key, record.result, tally)
-        except Exception as exc:
-            self._policy_raised = True
-            self.errors.append(exc)
-            self.stop(Cause.BODY, f"the policy raised {said(exc)}")
-        except BaseException as exc:
-            self.crashed("the policy", exc)
-        return None
-
-    def _judge_reach(self, tally: Tally) -> None:
-        if not self.body_open and not self.policy.in_reach(tally):
-            self.stop(Cause.POLICY, f"{self.policy!r} can no longer be met")
+        return self.failed_late or self.policy.raises(self.tally())
 
     def body_ended(self) -> None:
         """The body submits no more (branches still may)."""
         self.body_open = False
         if self.cause is None and self.policy.has_goal:
-            self._judge_reach(self.tally())
+            judge_reach(self, self.tally())
 
     def settle(self) -> None:
         """All has ended, the host has gone.  A deadline that passed while all ended by itself has
@@ -468,9 +381,9 @@ class StepCore:
         self.cause, self.reason = self._before_stop
         for record in self.ended_while_stopping():
             if self.cause is None and record.status in self.policy.asked_on:
-                self._judge(record, ask=True)
+                judge(self, record, ask=True)
         if self.cause is None:
-            self._judge_reach(self.tally())
+            judge_reach(self, self.tally())
 
     def ended_while_stopping(self) -> list[Record]:
         return self.endings[self._endings_before_stop :]

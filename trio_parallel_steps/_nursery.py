@@ -16,7 +16,8 @@ from ._explain import explain
 from ._limiter import check_weighs
 from ._parking import check_no_circle
 from ._records import Cause
-from ._retry import Retry, Tries, check_retry
+from ._retry import Retry, check_retry
+from ._tries import Tries
 from ._util import (
     NoPublicConstructor,
     check_async_fn,

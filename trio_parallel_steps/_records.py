@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._admission import Entry, Token
     from ._core import StepCore
     from ._parking import Wait
-    from ._retry import Tries
+    from ._tries import Tries
 
 QUEUED: Final = BranchStatus.QUEUED
 RUNNING: Final = BranchStatus.RUNNING

@@ -11,20 +11,12 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import attrs
 
-from ._errors import Backpressure, TooSlowError
-from ._records import FAILED
+from ._errors import Backpressure
 from ._util import check_int, check_seconds, expected
-
-if TYPE_CHECKING:
-    from contextvars import Context
-
-    from ._outcomes import BranchStatus
-    from ._records import Record
-    from .hosts._abc import Timer
 
 
 def _check_on(retry: Retry, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -83,31 +75,3 @@ def check_retry(retry: Retry | None) -> Retry | None:
     if not isinstance(retry, Retry | None):
         raise TypeError(expected("retry", "a Retry or None", retry))
     return retry
-
-
-class Tries:
-    """How a branch that is tried again stands."""
-
-    __slots__ = ("context", "due", "error", "retry", "status", "timer")
-
-    def __init__(self, retry: Retry, context: Context) -> None:
-        self.retry: Retry = retry
-        self.context: Context = context  # that of the submission, which no try runs in
-        self.error: Exception | None = None  # the last one
-        self.status: BranchStatus = FAILED  # what it would have ended as
-        self.due: float = -inf  # when the next try may be queued
-        self.timer: Timer | None = None
-
-    def failed(self, error: Exception, status: BranchStatus, due: float) -> None:
-        self.error = error
-        self.status = status
-        self.due = due
-
-    def outlast_timeout(self, record: Record) -> bool:
-        """May it be tried again after a timeout of this try?"""
-        return self.retry.wait_after(TooSlowError(), record.attempts, 0.0) is not None
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None

@@ -1,0 +1,107 @@
+"""Tries: a branch that is queued again after a failure, as its `Retry` says.
+
+1. Between tries it is QUEUED, without a token: its timer puts it in the queue again, where it waits
+   its turn like any other.
+2. Stopped then, it ends as a running one that has lent its token would, with its last exception.
+3. Past the timeout over all tries it has waited for too long: it ends as its last try would have.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING
+
+from . import _parking as parking
+from ._errors import TooSlowError
+from ._records import FAILED, QUEUED, Cause
+
+if TYPE_CHECKING:
+    from contextvars import Context
+
+    from ._core import StepCore
+    from ._outcomes import BranchStatus
+    from ._records import Record
+    from ._retry import Retry
+    from .hosts._abc import Timer
+
+
+class Tries:
+    """How a branch that is tried again stands."""
+
+    __slots__ = ("context", "due", "error", "retry", "status", "timer")
+
+    def __init__(self, retry: Retry, context: Context) -> None:
+        self.retry: Retry = retry
+        self.context: Context = context  # that of the submission, which no try runs in
+        self.error: Exception | None = None  # the last one
+        self.status: BranchStatus = FAILED  # what it would have ended as
+        self.due: float = -inf  # when the next try may be queued
+        self.timer: Timer | None = None
+
+    def failed(self, error: Exception, status: BranchStatus, due: float) -> None:
+        self.error = error
+        self.status = status
+        self.due = due
+
+    def outlast_timeout(self, record: Record) -> bool:
+        """May it be tried again after a timeout of this try?"""
+        return self.retry.wait_after(TooSlowError(), record.attempts, 0.0) is not None
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def is_tried_again(
+    step: StepCore, record: Record, error: Exception, status: BranchStatus, now: float
+) -> bool:
+    """Its try has failed: queue it again after its back-off, if it may be tried again."""
+    tries = record._tries
+    assert tries is not None
+    assert record.started_at is not None
+    if step.cause is not None or record._cause not in (None, Cause.TIMEOUT):
+        return False
+    wait = tries.retry.wait_after(error, record.attempts, step.run.random())
+    if wait is None or now + wait >= record.started_at + tries.retry.timeout:
+        return False
+    if record._token is None:
+        parking.leave(step, record)
+    step.running -= 1
+    record.status = QUEUED
+    record._cause = record._reason = None
+    record._context = tries.context.copy()
+    tries.failed(error, status, now + wait)
+    tries.timer = step.run.call_at(tries.due, lambda: queue_again(step, record))
+    if step.observers:
+        step.tell("branch_queued", record)
+    return True
+
+
+def queue_again(step: StepCore, record: Record) -> None:
+    tries = record._tries
+    assert tries is not None
+    assert record.started_at is not None
+    tries.timer = None
+    if tries.retry.timeout != inf:
+        until = record.started_at + tries.retry.timeout
+        tries.timer = step.run.call_at(until, lambda: give_up(step, record))
+    step.pool.enter(record, step.depth)
+
+
+def give_up(step: StepCore, record: Record) -> None:
+    tries = record._tries
+    if tries is not None and record.status is QUEUED:
+        step.failed += 1
+        end_between(step, record, tries.status, step.host.now())
+
+
+def end_between(step: StepCore, record: Record, status: BranchStatus, now: float) -> None:
+    """End it between two tries."""
+    assert record._tries is not None
+    record._value = record._tries.error
+    token, record._token = record._token, None
+    step.running += 1
+    step.parked += 1
+    step.ran_between(record, status, now)
+    record._token = token  # granted already: passed on once its place comes up
