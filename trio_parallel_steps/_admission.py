@@ -374,6 +374,17 @@ class Pool:
             step.host.soon(root.dispatch)
             root._kicked = True
 
+    def admit(self, waiter: Waiter) -> bool:
+        """Lend it a token at once, if there is one and nobody waits for it."""
+        if self.waiting or self.used >= self.cap or self.paused is not None or not self._is_plain:
+            return False
+        assert self._ledger is not None
+        token = waiter._token = Token(waiter)
+        self._ledger.take(token)
+        self.used += 1
+        self.admitted += 1
+        return True
+
     def will_dispatch(self) -> Pool:
         """The caller pushes, and has the root dispatch in the same instant: no kick is needed."""
         root = self.root()
