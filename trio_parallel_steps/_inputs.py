@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SLICE: Final = 0.0005  # seconds of pulling from a sync iterable before others have their turn
 END: Final = object()
 
 
@@ -90,7 +89,7 @@ class SyncInput:
 
     def _pull_in_context(self) -> None:
         self._is_due = False
-        until = perf_counter() + SLICE
+        until = perf_counter() + self._feed.core.run.slice
         while self._feed.has_room():
             self._contain(self._pull)
             if perf_counter() > until:

@@ -50,6 +50,8 @@ class Run(Protocol):
     """Those over limiters of the user's own, by the id of what they are over (and keep alive)."""
     groups_crashes: bool
     """Whether a KeyboardInterrupt leaves a block in a group."""
+    slice: float
+    """Seconds of real time that may pass between two passes of the scheduler."""
 
     def check_thread(self) -> None:
         """RuntimeError in any thread but the event loop's."""
@@ -90,15 +92,16 @@ class Run(Protocol):
     async def run_in_process(self, call: Call) -> Any: ...
 
 
-SLICE: Final = 0.0005  # seconds that may pass between two passes of the scheduler
+SLICE: Final = 0.0005  # how long a run's slice is
 
 
 class BaseRun:
     """What is the same on every event loop."""
 
-    __slots__ = ("_default_limit", "announcer", "limiters", "random", "thread")
+    __slots__ = ("_default_limit", "announcer", "limiters", "random", "slice", "thread")
 
     def __init__(self) -> None:
+        self.slice: float = SLICE
         self.announcer: Announcer = Announcer()
         self.thread: int = get_ident()
         self.limiters: WeakValueDictionary[int, Any] = WeakValueDictionary()

@@ -8,7 +8,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from ._abc import SLICE, BaseRun, split, users_frames
+from ._abc import BaseRun, split, users_frames
 from ._asyncio_host import AsyncioHost
 from ._asyncio_ledger import CountingLedger
 from ._asyncio_shields import run_in_thread, wait_shielded
@@ -88,7 +88,7 @@ class AsyncioRun(BaseRun):
 
     async def pass_by(self) -> None:
         await asyncio.sleep(0)
-        self._slice_end = perf_counter() + SLICE
+        self._slice_end = perf_counter() + self.slice
 
     async def wait_shielded(self, event: Event) -> None:
         await wait_shielded(event)

@@ -35,7 +35,6 @@ from trio.lowlevel import (
 
 from .._records import Cause, Record
 from ._abc import (
-    SLICE,
     BaseRun,
     await_frames,
     first_leaf,
@@ -74,6 +73,10 @@ class TrioRun(BaseRun):
         self.now: Callable[[], float] = current_clock().current_time
         self.call_at: Callable[[float, Callable[[], object]], Timer] = Timers(self.now).call_at
         self.slice_end = 0.0
+        # How long the thread is held in real time is no part of a schedule that is to be run again:
+        # a clock may say that real time counts for nothing.
+        if not getattr(current_clock(), "counts_real_time", True):
+            self.slice = self.slice_end = math.inf
         self._slices = 0
 
     def check_thread(self) -> None:
@@ -142,7 +145,7 @@ class TrioRun(BaseRun):
         await cancel_shielded_checkpoint()
         if self._slices == ended:  # the first runner to go on in this pass
             self._slices += 1
-            self.slice_end = perf_counter() + SLICE
+            self.slice_end = perf_counter() + self.slice
 
 
 _run: Final[RunVar[TrioRun]] = RunVar("trio_parallel_steps")
