@@ -52,6 +52,7 @@ ALLOWED = {
     "cattrs": ["_config"],
     "click": ["cli"],
     "psutil": ["pressure._psutil"],
+    "pytest": ["testing.fixtures"],
     "rich": ["cli"],
     "sniffio": ["hosts"],
     "tblib": ["hosts._calls"],
