@@ -14,15 +14,20 @@ GRACE = 0.05  # real seconds; what another thread or the system is about to do m
 
 class VirtualClock(trio.abc.Clock):
     """`on_hang` is called when nothing can run, no deadline is ahead and nothing has come from
-    outside.  `awaits_idle` tells whether a task waits for just that (wait_all_tasks_blocked)."""
+    outside.  `awaits_idle` tells whether a task waits for that (``wait_all_tasks_blocked``)."""
 
     counts_real_time = False  # what our own runners ask: holding the thread long changes nothing
 
-    def __init__(self, awaits_idle: Callable[[], bool], on_hang: Callable[[], None]) -> None:
+    def __init__(self, awaits_idle: Callable[[], bool]) -> None:
+        self.on_hang: Callable[[], None] | None = None
         self._now = 0.0
         self._awaits_idle = awaits_idle
-        self._on_hang = on_hang
-        self._has_waited = False
+        self.has_waited = False  # in real time, since a task ran
+
+    def reset(self) -> None:
+        """As if it were new."""
+        self._now = 0.0
+        self.has_waited = False
 
     def start_clock(self) -> None:
         pass
@@ -36,11 +41,12 @@ class VirtualClock(trio.abc.Clock):
             return math.inf  # trio wakes it first, without waiting
         if deadline < math.inf:
             self._now = max(self._now, deadline)
-            self._has_waited = False
+            self.has_waited = False
             return 0
-        if not self._has_waited:
-            self._has_waited = True
+        if not self.has_waited:
+            self.has_waited = True
             return GRACE
-        self._has_waited = False
-        self._on_hang()
+        self.has_waited = False
+        if self.on_hang is not None:
+            self.on_hang()
         return 0

@@ -20,7 +20,7 @@ import trio
 from . import _scheduler
 from ._choices import Choices, Schedule, Unplayable, parse
 from ._faults import Fault
-from ._run import Run, Session
+from ._run import Loops, Run, Session
 from ._trace import Tracer
 
 Program: TypeAlias = Callable[[], Awaitable[Any]]
@@ -113,14 +113,12 @@ def explore(
     >>> explore(program, check=check)
     Explored(schedules=2, complete=True, with_faults=0)
     """
-    search = Search(async_fn, check, _faults(faults), _raises(raises))
     if schedules != "all" and not (type(schedules) is int and schedules >= 1):
         raise ValueError(f"`schedules` must be 'all' or an int >= 1, got {schedules!r}")
     if not isinstance(seed, int):
         raise TypeError(f"`seed` must be an int, got {seed!r}")
-    if schedules == "all":
-        return search.all()
-    return search.some(schedules, seed)
+    with Search(async_fn, check, _faults(faults), _raises(raises)) as search:
+        return search.all() if schedules == "all" else search.some(schedules, seed)
 
 
 def replay(
@@ -141,19 +139,19 @@ def replay(
     >>> replay(program, "-").value
     'done'
     """
-    search = Search(async_fn, check, _faults(faults), _raises(raises))
     if not isinstance(schedule, str):
         raise TypeError(f"`schedule` must be a string that explore() has given, got {schedule!r}")
     wanted = parse(schedule)
-    if wanted.fault is not None and wanted.fault[0] >= len(search.faults):
-        raise ValueError(f"`faults` must be those that {schedule!r} was found with")
-    try:
-        run, error, tracer = search.traced(wanted)
-    except Unplayable as exc:
-        raise ValueError(f"{schedule!r} is no schedule of this program: {exc}") from None
-    if error is not None:
-        raise search.failure(run, error, tracer, 1) from error
-    return run
+    with Search(async_fn, check, _faults(faults), _raises(raises)) as search:
+        if wanted.fault is not None and wanted.fault[0] >= len(search.faults):
+            raise ValueError(f"`faults` must be those that {schedule!r} was found with")
+        try:
+            run, error, tracer = search.traced(wanted)
+        except Unplayable as exc:
+            raise ValueError(f"{schedule!r} is no schedule of this program: {exc}") from None
+        if error is not None:
+            raise search.failure(run, error, tracer, 1) from error
+        return run
 
 
 # ---------------------------------------------------------------- the search
@@ -193,6 +191,13 @@ class Search:
         self.raises = raises
         self.explored = 0
         self.with_faults = 0
+        self._loops = Loops()
+
+    def __enter__(self) -> "Search":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._loops.close()
 
     def judged(self, run: Run) -> BaseException | None:
         """What is wrong with it."""
@@ -219,16 +224,18 @@ class Search:
 
     def all(self) -> Explored:
         pending = deque([Branching(b"", None, None)])
-        self._check_twice()
+        first, _ = self._check_twice()
         while pending:
             branching = pending.popleft()
             schedule = Schedule(tuple(branching.order), branching.fault)
             choices = Choices(schedule, expected=branching.mark, marked=True)
             session = self.session(choices, schedule.fault, listing=True)
             try:
-                run = session()
+                run = self._loops.run(session)
             except Unplayable as exc:
                 raise _not_deterministic(str(exc), schedule) from None
+            if not self.explored and choices.mark != first:
+                raise _not_deterministic("its steps were not the same", schedule)
             self._count(run)
             error = self.judged(run)
             if error is not None:
@@ -239,7 +246,7 @@ class Search:
     # ------------------------------------------------------------ some of them
 
     def some(self, schedules: int, seed: int) -> Explored:
-        steps = self._check_twice()
+        _, steps = self._check_twice()
         for number in range(schedules):
             random = Random(f"{seed} {number}")
             fault = None
@@ -247,7 +254,7 @@ class Search:
                 fault = (random.randrange(len(self.faults)), random.randrange(max(1, steps)))
             choices = Choices(Schedule(), random)
             session = self.session(choices, fault, exactly=False)
-            run = session()
+            run = self._loops.run(session)
             steps = max(steps, session.steps)
             self._count(run)
             error = self.judged(run)
@@ -282,7 +289,7 @@ class Search:
     ) -> tuple[Schedule, BaseException] | None:
         choices = Choices(schedule)
         try:
-            found = self.judged(self.session(choices, schedule.fault)())
+            found = self.judged(self._loops.run(self.session(choices, schedule.fault)))
         except Unplayable:
             return None
         if type(found) is not type(error):
@@ -313,7 +320,7 @@ class Search:
 
     def traced(self, schedule: Schedule) -> tuple[Run, BaseException | None, Tracer]:
         tracer = Tracer()
-        run = self.session(Choices(schedule), schedule.fault, tracer=tracer)()
+        run = self._loops.run(self.session(Choices(schedule), schedule.fault, tracer=tracer))
         return run, self.judged(run), tracer
 
     def fail(self, schedule: Schedule, error: BaseException) -> None:
@@ -346,17 +353,17 @@ class Search:
         self.explored += 1
         self.with_faults += run.fault is not None
 
-    def _check_twice(self) -> int:
-        """The first schedule, twice.  Returns how many steps it has."""
+    def _check_twice(self) -> tuple[int, int]:
+        """The first schedule, twice.  Returns its fingerprint, and how many steps it has."""
         seen = []
         for _ in range(2):
             choices = Choices(Schedule())
             session = Session(self.async_fn, choices, self.faults, tracer=_no_trace)
-            run = session()
+            run = self._loops.run(session)
             seen.append((choices.mark, session.steps, run.seconds, type(run.exception)))
         if seen[0] != seen[1]:
             raise _not_deterministic("its steps, or its end, were not the same", Schedule())
-        return seen[0][1]
+        return seen[0][:2]
 
 
 def _no_trace(session: Session, task: trio.lowlevel.Task) -> None:
@@ -392,7 +399,9 @@ def _not_deterministic(what: str, schedule: Schedule) -> NotDeterministic:
 
 
 def _faults(faults: Iterable[Fault]) -> tuple[Fault, ...]:
-    found = tuple(faults) if isinstance(faults, Iterable) else (faults,)
+    if not isinstance(faults, Iterable):
+        raise TypeError(f"`faults` must be several, such as [Cancel()], got {faults!r}")
+    found = tuple(faults)
     for fault in found:
         if not isinstance(fault, Fault):
             raise TypeError(f"`faults` must be faults, such as Cancel(), got {fault!r}")

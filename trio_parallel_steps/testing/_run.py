@@ -1,7 +1,7 @@
 """One run of a program under one schedule, and what came of it.
 
-1. It is fresh: a trio run of its own, with a clock that starts at 0, and the global random number
-   generator in the same state each time.
+1. It is fresh: as in a trio run of its own, with a clock that starts at 0, and the global random
+   number generator in the same state each time.
 2. A pass is what trio runs between two looks at the clock.  The order of a pass's tasks is chosen
    one by one: which goes first, which of the others next, ...
 3. It ends.  A program that hangs, or goes on for ever, is cancelled, with its shields lifted.
@@ -10,17 +10,21 @@
 
 import random
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 import trio
 
 from . import _scheduler
 from ._choices import Choices, Unplayable
-from ._clock import VirtualClock
 from ._faults import Fault, exposed_names
+from ._tasks import children, position, tasks_from
+
+if TYPE_CHECKING:
+    from ._clock import VirtualClock
 
 PASSES: Final = 100_000  # no small program has that many
+HANGS: Final = 1_000  # of one that is being ended, and waits on
 
 
 class Hang(Exception):
@@ -57,19 +61,50 @@ class Run:
 
 
 class Observation(trio.abc.Instrument):
-    """Counts steps, and injects a fault before one of them; keeps what could have been injected
-    where, for the search."""
+    """Tells the session before each step."""
 
-    def __init__(self, session: "Session") -> None:
-        self._session = session
+    def __init__(self) -> None:
+        self.session: Session | None = None
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        session = self._session
-        if session.is_open:
+        session = self.session
+        if session is not None and session.is_open:
             try:
                 session.before_step(task)
             except Exception as exc:
                 session.give_up(exc)
+
+
+class Loops:
+    """Where sessions are run: in one loop, as long as it is clean."""
+
+    def __init__(self) -> None:
+        self._random = random.getstate()
+        self._loop: _scheduler.Loop | None = None
+        self._observation = Observation()
+        self._is_watched = False
+
+    def run(self, session: "Session") -> Run:
+        if self._loop is None or self._is_watched is not session.is_watched:
+            self._end_loop()
+            self._is_watched = session.is_watched
+            self._loop = _scheduler.Loop([self._observation] if session.is_watched else [])
+        self._observation.session = session
+        try:
+            return session(self._loop)
+        finally:
+            self._observation.session = None
+            if not self._loop.is_clean:
+                self._end_loop()
+
+    def close(self) -> None:
+        self._end_loop()
+        random.setstate(self._random)
+
+    def _end_loop(self) -> None:
+        if self._loop is not None:
+            loop, self._loop = self._loop, None
+            loop.close()
 
 
 class Session:
@@ -106,25 +141,28 @@ class Session:
         self.scope = trio.CancelScope()
         self.main_task: trio.lowlevel.Task | None = None
         self._first = 0
+        self._clock: VirtualClock
         self._hangs = 0
-        self.clock = VirtualClock(_scheduler.awaits_idle, self._hang)
+        self.seconds = 0.0
 
-    def __call__(self) -> Run:
-        watched = bool(self.faults) or self.tracer is not None
-        instruments = [Observation(self)] if watched else []
-        before = random.getstate()
-        random.setstate(RANDOM)
+    @property
+    def is_watched(self) -> bool:
+        """Does it need an instrument?"""
+        return bool(self.faults) or self.tracer is not None
+
+    def __call__(self, loop: _scheduler.Loop) -> Run:
+        random.seed(0)
+        self._clock = loop.clock
+        loop.clock.on_hang = self._hang
         try:
             with _scheduler.scheduled(self._order):
-                trio.run(self._main, clock=self.clock, instruments=instruments)
-        except KeyboardInterrupt as exc:  # it came too late for the program to see it
-            self.exception = exc
+                loop.run(self._main)
         except trio.TrioInternalError as exc:
             if self.trouble is None:
                 raise
             self.exception = exc
         finally:
-            random.setstate(before)
+            loop.clock.on_hang = None
         fault = self.choices.fault
         injected = None if fault is None else self.faults[fault[0]]
         if isinstance(self.exception, KeyboardInterrupt) and (
@@ -141,7 +179,7 @@ class Session:
             fault=injected,
             fault_step=None if fault is None else fault[1],
             exposed=self.exposed,
-            seconds=self.clock.current_time(),
+            seconds=self.seconds,
             schedule=str(self.choices.schedule()),
             value=self.value,
         )
@@ -158,12 +196,16 @@ class Session:
             self.exception = exc
         finally:
             self.is_open = False
+            self.seconds = trio.current_time()
+            if _scheduler.is_interrupt_pending():  # it came too late for the program to see it
+                self.exception = KeyboardInterrupt()
 
     # ------------------------------------------------------------ what trio asks
 
     def _order(self, batch: list[trio.lowlevel.Task]) -> None:
-        if not self.is_open:
+        if not self.is_open or not batch:
             return
+        self._clock.has_waited = False
         self.passes += 1
         if self.passes > PASSES:
             self._endless()
@@ -219,7 +261,7 @@ class Session:
                 Hang(f"it goes on for ever: {PASSES} passes of the scheduler\n{self._where()}")
             )
         elif self.passes > 2 * PASSES:
-            raise RuntimeError("it can't be cancelled")
+            raise RuntimeError("it can't be stopped")
         elif self.passes > PASSES + 1000:
             self._unshield()
 
@@ -230,15 +272,23 @@ class Session:
             self.give_up(Hang(f"nothing can run, and no deadline is ahead\n{where}"))
         elif self._hangs == 2:
             self._unshield()
+        elif self._hangs < HANGS:
+            assert self.trouble is not None
+            for task in [task for task in self._tasks() if not children(task)]:
+                _scheduler.force(task, self.trouble)
         else:
-            raise RuntimeError("it can't be cancelled")
+            raise RuntimeError("it can't be stopped")
 
     def _unshield(self) -> None:
-        for task in all_tasks():
+        for task in self._tasks():
             _scheduler.unshield(task)
 
+    def _tasks(self) -> Iterator[trio.lowlevel.Task]:
+        assert self.main_task is not None
+        return tasks_from(self.main_task)
+
     def _where(self) -> str:
-        return "\n".join(f"  {self.name(task)} {position(task)}" for task in all_tasks())
+        return "\n".join(f"  {self.name(task)} {position(task)}" for task in self._tasks())
 
     def name(self, task: trio.lowlevel.Task) -> str:
         """A number, as names may be equal, and the last part: what encloses a function says little
@@ -247,36 +297,3 @@ class Session:
             return "the program"
         number = _scheduler.spawned(task) - self._first
         return f"#{number} {task.name.rpartition('.')[2]}"
-
-
-RANDOM: Final = random.Random(0).getstate()
-
-
-def all_tasks() -> Iterator[trio.lowlevel.Task]:
-    """The program's."""
-    root = trio.lowlevel.current_root_task()
-    assert root is not None
-    # trio's first task holds one nursery for its own tasks, and in it another for the main task.
-    system, *_ = root.child_nurseries
-    mains = [nursery for nursery in root.child_nurseries if nursery is not system]
-    waiting = [task for nursery in mains for task in nursery.child_tasks]
-    while waiting:
-        task = waiting.pop(0)
-        yield task
-        waiting += [
-            child
-            for nursery in task.child_nurseries
-            for child in sorted(nursery.child_tasks, key=_scheduler.spawned)
-        ]
-
-
-def position(task: trio.lowlevel.Task) -> str:
-    """Where its code stands: the innermost line that is the program's own."""
-    found = ""
-    for frame, line in task.iter_await_frames():
-        module = frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] in ("trio", "trio_parallel_steps", "outcome"):
-            continue
-        name = frame.f_code.co_filename.rpartition("/")[2]
-        found = f"at {name}:{line} in {frame.f_code.co_name}"
-    return found or "has not begun"

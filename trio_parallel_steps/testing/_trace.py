@@ -2,8 +2,8 @@
 
 ::
 
-    step 0        0 s  #1 waiter has not begun
-    step 1        0 s  #2 setter has not begun  <- Cancel()
+    step 0        0 s  #1 waiter begins
+    step 1        0 s  #2 setter begins  <- Cancel()
     step 2        0 s  #1 waiter at test_lost.py:12 in waiter
 """
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import trio
+
+from ._tasks import position
 
 if TYPE_CHECKING:
     from ._run import Session
@@ -27,8 +29,6 @@ class Tracer:
         self._left_out = 0
 
     def __call__(self, session: Session, task: trio.lowlevel.Task) -> None:
-        from ._run import position
-
         if session.trouble is not None:
             return  # it is being ended
         if len(self._lines) >= LINES:
