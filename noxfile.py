@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["build", "tests", "lint", "typing", "docs"]
+nox.options.sessions = ["build", "tests", "explore", "lint", "typing", "docs"]
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 
 PYTHONS = ["3.11", "3.13"]  # the oldest and the newest that we promise
@@ -55,6 +55,17 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "combine", "--quiet", env=env)
     gate = ["--fail-under=0"] if session.posargs else []
     session.run("coverage", "report", *gate, env=env)
+
+
+@nox.session(requires=["build"])
+def explore(session: nox.Session) -> None:
+    """Run larger programs under thousands of schedules.  `nox -s explore -- all` also runs one
+    under all that it has, which takes minutes.  Other arguments go to pytest."""
+    install(session, "test", wheel="all")
+    arguments = [argument for argument in session.posargs if argument != "all"]
+    chosen = [] if "all" in session.posargs else ["-k", "not all_schedules"]
+    env = {"PYTHONSAFEPATH": "1"}
+    session.run("pytest", "-m", "long", *chosen, "tests/test_explored.py", *arguments, env=env)
 
 
 @nox.session

@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"trio\.[\w.]+"),
     (r"py:class", r"AbstractAsyncContextManager"),  # as the signature has it
     # Type variables, which have no entry.
-    (r"py:class", rf"({project}\._\w+\.)?(K|P|T|T_co)"),
+    (r"py:class", rf"({project}\.(\w+\.)?_\w+\.)?(K|P|T|T_co)"),
 ]
 
 # Classes that users meet but don't construct: how we do is not for the docs.

@@ -8,11 +8,13 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import trio_parallel_steps
+from trio_parallel_steps import testing
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -51,14 +53,17 @@ def test_the_examples_of_a_page_run(page: Path) -> None:
         exec(compile("\n" * line + fence[1], str(page), "exec"), session)
 
 
-def test_the_reference_has_every_public_name() -> None:
-    reference = (ROOT / "docs" / "reference.rst").read_text("utf-8")
-    package = ast.parse(inspect.getsource(trio_parallel_steps))
-    public = [
+def names_passed_on(module: ModuleType) -> list[str]:
+    return [
         alias.asname
-        for node in ast.walk(package)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.ImportFrom) and node.module is not None
         for alias in node.names
         if alias.asname is not None
     ]
-    assert sorted(ENTRY.findall(reference)) == sorted([*public, "Observer"])
+
+
+def test_the_reference_has_every_public_name() -> None:
+    reference = (ROOT / "docs" / "reference.rst").read_text("utf-8")
+    public = [*names_passed_on(trio_parallel_steps), *names_passed_on(testing)]
+    assert sorted(ENTRY.findall(reference)) == sorted([*public, "Observer", "step_recorder"])

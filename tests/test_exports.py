@@ -13,6 +13,7 @@ import pytest
 
 import trio_parallel_steps
 import trio_parallel_steps.abc
+import trio_parallel_steps.testing
 
 # The contract's names (api.pyi), by the issue that brings them.
 CONTRACT = {
@@ -97,8 +98,8 @@ def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> N
         for name, value in vars(trio_parallel_steps).items()
         if isinstance(value, ModuleType) and not name.startswith("_")
     }
-    # `hosts` and `cli` are packages of the design; their insides are their own.
-    assert modules - {"cli"} == {"abc", "hosts"}
+    # `hosts`, `cli` and `testing` are packages of the design; their insides are their own.
+    assert modules - {"cli", "testing"} == {"abc", "hosts"}
 
 
 def test_abc_holds_what_others_implement() -> None:
@@ -109,6 +110,29 @@ def test_abc_holds_what_others_implement() -> None:
         if getattr(getattr(module, name), "__module__", None) == module.__name__
     }
     assert own == {"Observer"}
+
+
+TESTING = """
+    explore replay Run Explored ScheduleFailed Hang NotDeterministic
+    expose Fault Cancel Deadline Interrupt SetLimit TripBreach Call
+    recorder Recorder Event check_invariants InvariantBroken assert_no_stall StallWatch Stalled
+"""
+
+
+def test_testing_has_its_names_and_no_others() -> None:
+    assert public_names(trio_parallel_steps.testing) == set(TESTING.split())
+
+
+@pytest.mark.parametrize("name", TESTING.split())
+def test_what_testing_has_is_documented(name: str) -> None:
+    value = getattr(trio_parallel_steps.testing, name)
+    docstring = value.__doc__ or ""
+    assert docstring.strip()
+    if isinstance(value, type):
+        assert not docstring.startswith(f"{name}(")
+        members = [member for member, _ in public_members(value)]
+        bare = [member for member in members if not inspect.getdoc(getattr(value, member))]
+        assert bare == []
 
 
 def test_an_observer_has_the_hooks_that_exist_by_now() -> None:

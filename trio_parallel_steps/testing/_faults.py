@@ -58,7 +58,7 @@ def _name_or_none(instance: object, attribute: "attrs.Attribute[Any]", value: ob
         _name(instance, attribute, value)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False)
 class Fault(ABC):
     """What all faults have: before which steps they are tried, every one or those given."""
 
@@ -74,6 +74,12 @@ class Fault(ABC):
             name in exposed for name in self.needs()
         )
 
+    def __repr__(self) -> str:
+        """Without what is as ever."""
+        values = [(field, getattr(self, field.name)) for field in attrs.fields(type(self))]
+        told = [f"{field.name}={value!r}" for field, value in values if value != field.default]
+        return f"{type(self).__name__}({', '.join(told)})"
+
     @abstractmethod
     def inject(self, program: trio.CancelScope, exposed: Mapping[str, Any]) -> None:
         """Do it; `program` is the scope around all of it."""
@@ -84,7 +90,7 @@ class Fault(ABC):
 
 
 @final
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Cancel(Fault):
     """Cancels the whole program, or a scope that it exposed."""
 
@@ -100,7 +106,7 @@ class Cancel(Fault):
 
 
 @final
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Deadline(Fault):
     """Sets the deadline of a scope to so many seconds from now, or of the whole program."""
 
@@ -118,7 +124,7 @@ class Deadline(Fault):
 
 
 @final
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Interrupt(Fault):
     """Ctrl-C, as trio delivers it while no task runs: KeyboardInterrupt at the next checkpoint of
     the program's main task."""
@@ -135,7 +141,7 @@ class Interrupt(Fault):
 
 
 @final
-@attrs.frozen
+@attrs.frozen(repr=False)
 class SetLimit(Fault):
     """Sets ``total_tokens`` of a limiter: a `BranchLimiter` or a `trio.CapacityLimiter`."""
 
@@ -152,7 +158,7 @@ class SetLimit(Fault):
 
 
 @final
-@attrs.frozen
+@attrs.frozen(repr=False)
 class TripBreach(Fault):
     """Breaches an exposed step, ``nursery.breach(reason)``.  What then leaves the program is for
     ``raises=Breached`` to allow."""
@@ -175,7 +181,7 @@ def _callable(instance: object, attribute: "attrs.Attribute[Any]", value: object
 
 
 @final
-@attrs.frozen(init=False)
+@attrs.frozen(init=False, repr=False)
 class Call(Fault):
     """Calls ``fn`` with the objects of those names: ``Call(trio.Event.set, "ready")``.
 

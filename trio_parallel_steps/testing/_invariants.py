@@ -33,14 +33,15 @@ def check_invariants(
 ) -> None:
     """Check the promises of the package on all that a `Recorder` was told, once its steps are over.
 
-    1. Never more tokens in use than there are (but after a shrink, of branches that unwind after a
-       stop, and by one branch alone that is heavier than the limit).
-    3. No token is in use at the end, and nobody waits.
-    4. Every branch that was submitted is in its step's result once, with one ending, the one told.
-    5. The outcome is what the branch's own code saw, of functions in `Recorder.watch`.
-    6. Nothing starts after its step was stopped.
-    7. No budget was used beyond its limits, unless its step was breached for that: for `budgets`, a
-       mapping from each budget to its limits.
+    - 1: Never more tokens in use than there are (but after a shrink, of branches that unwind after
+      a stop, and by one branch alone that is heavier than the limit).
+    - 3: No token is in use at the end, and nobody waits.
+    - 4: Every branch that was submitted is in its step's result once, with one ending, the one
+      told.
+    - 5: The outcome is what the branch's own code saw, of functions in `Recorder.watch`.
+    - 6: Nothing starts after its step was stopped.
+    - 7: No budget was used beyond its limits, unless its step was breached for that: for `budgets`,
+      a mapping from each budget to its limits.
 
     Raises `InvariantBroken`, an AssertionError, that names all that was not kept.
 

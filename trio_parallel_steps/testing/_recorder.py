@@ -37,7 +37,7 @@ class Event:
     step: str
     """its name; of a limiter or a budget, its repr's first word"""
     what: str
-    """as the hook of `Observer` is called"""
+    """as the hook of `trio_parallel_steps.abc.Observer` is called"""
     key: Hashable = None
     """of the branch, if it is about one"""
     details: str = ""

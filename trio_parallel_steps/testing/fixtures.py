@@ -13,8 +13,8 @@ from ._recorder import Recorder, recorder
 
 @pytest.fixture
 def step_recorder() -> Iterator[Recorder]:
-    """A `Recorder` for ``observers=[step_recorder]``; when the test is over, all that it was told
-    is checked by `check_invariants`."""
+    """A `trio_parallel_steps.testing.Recorder` for ``observers=[step_recorder]``; when the test is
+    over, all that it was told is checked by `trio_parallel_steps.testing.check_invariants`."""
     recorded = recorder()
     yield recorded
     check_invariants(recorded)
