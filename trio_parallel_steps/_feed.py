@@ -86,7 +86,7 @@ class Feed:
         core = self.core
         if core.cause is not None or self.is_closed or self.is_exhausted:
             return False
-        if len(core.records) >= core.pool.cap:
+        if len(core.records) >= max(1, core.pool.in_use()[1]):
             return False
         return self._ahead is None or self._ahead._entry is None
 
