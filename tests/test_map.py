@@ -1026,6 +1026,22 @@ def test_completed_of_the_nursery_is_refused() -> None:
     run(program)
 
 
+@IN_ANY_ORDER
+def test_branches_that_an_observer_submits_are_results_too(in_order: bool) -> None:
+    async def program() -> None:
+        seen = Seen()
+
+        def items() -> Iterator[int]:
+            yield 0
+            seen.nursery.start_soon("extra", give, "extra")
+            yield 1
+
+        async with map_branches(give, items(), 1, in_order=in_order, observers=[seen]) as results:
+            assert [result.output async for result in results] == [0, "extra", 1]
+
+    run(program)
+
+
 # ---------------------------------------------------------------- nesting
 
 

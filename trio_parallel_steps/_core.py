@@ -170,6 +170,8 @@ class StepCore:
         self._notice()
         self.records[record.key] = record
         self.outstanding += 1
+        if self.feed is not None:
+            self.feed.submitted(record)
         if self.join is not None:
             self.join.begin()  # if it is over already, or had nothing to wait for
         admissible = self.cause is None

@@ -113,9 +113,6 @@ class Feed:
         )
         root = core.pool.will_dispatch()
         core.submit(record)
-        if self._in_order:
-            self._line.append(record)
-            self.wake()
         root.dispatch()
 
     def exhausted(self) -> None:
@@ -131,6 +128,12 @@ class Feed:
             core.cause, core.reason = Cause.BODY, why
 
     # ------------------------------------------------------------ what the core reports
+
+    def submitted(self, record: Record) -> None:
+        """One of ours, or of an observer's, which has the nursery too."""
+        if self._in_order:
+            self._line.append(record)
+            self.wake()
 
     def begun(self, record: Record) -> None:
         if record is self._ahead:
