@@ -226,6 +226,8 @@ class AsyncioHost:
     def _beside_done(self, task: asyncio.Task[None]) -> None:
         self._beside = None
         self._tasks -= 1
+        if not task.cancelled():
+            task.exception()  # a cancellation in a group: all else has been told to the core
         if not self._tasks:
             self.wake()
 
