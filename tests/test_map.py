@@ -1336,8 +1336,6 @@ def test_on_every_host(driver: Driver, in_order: bool) -> None:
 
 
 def test_on_asyncio_an_input_whose_task_someone_cancels() -> None:
-    import asyncio
-
     async def program(world: World) -> None:
         async def items() -> AsyncIterator[int]:
             yield 1
