@@ -374,6 +374,14 @@ class Pool:
             step.host.soon(root.dispatch)
             root._kicked = True
 
+    def admit(self, waiter: Waiter) -> bool:
+        """Lend it a token at once, if there is one and nobody waits for it."""
+        if self.waiting or self.used >= self.cap or self.paused is not None or not self._is_plain:
+            return False
+        self._lend_plainly(waiter)
+        self.admitted += 1
+        return True
+
     def will_dispatch(self) -> Pool:
         """The caller pushes, and has the root dispatch in the same instant: no kick is needed."""
         root = self.root()
@@ -396,12 +404,28 @@ class Pool:
         self._kicked = False
         following = None
         while (entry := self._admissible()) is not None:
-            waiter = self._grant(entry)
+            waiter = self._grant_plainly(entry) if self._is_plain else self._grant(entry)
             if following is None and step is waiter._step and waiter.status is QUEUED:
                 following = waiter
             else:
                 waiter._step.granted(waiter)
         return following
+
+    def _grant_plainly(self, entry: Entry) -> Any:
+        waiter = entry[3]
+        self._queue.pop()
+        self.waiting -= 1
+        if entry[0] is not RESUMES:
+            self.admitted += 1
+        self._lend_plainly(waiter)
+        return waiter
+
+    def _lend_plainly(self, waiter: Any) -> None:
+        assert self._ledger is not None
+        token = waiter._token = Token(waiter)
+        waiter._entry = None
+        self._ledger.take(token)
+        self.used += 1
 
     def _grant(self, entry: Entry) -> Any:
         """To the waiter of the best entry: it is taken out, and out of the offers it came by."""
@@ -483,24 +507,27 @@ class Pool:
     def pass_on(self, token: Token, step: StepCore, heir: Any = None) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
-        if self._is_plain and token.borrowers is None and self.used <= self.cap:
-            if heir is not None:
-                if heir._step.pool is self:
-                    self._take_out(heir)
-                    token.holder = heir
-                    heir._token = token
-                    heir._step.granted(heir)
-                    return None
-            elif self.waiting and self.paused is None and (entry := self._best()) is not None:
-                waiter = entry[3]
-                if waiter._step is step and waiter.status is QUEUED:
-                    self._queue.pop()
-                    self.waiting -= 1
-                    self.admitted += 1
-                    token.holder = waiter
-                    waiter._entry = None
-                    waiter._token = token
-                    return waiter
+        if self._is_plain and token.borrowers is None:
+            if self.used <= self.cap:
+                if heir is not None:
+                    if heir._step.pool is self:
+                        self._take_out(heir)
+                        token.holder = heir
+                        heir._token = token
+                        heir._step.granted(heir)
+                        return None
+                elif self.waiting and self.paused is None and (entry := self._best()) is not None:
+                    waiter = entry[3]
+                    if waiter._step is step and waiter.status is QUEUED:
+                        self._queue.pop()
+                        self.waiting -= 1
+                        self.admitted += 1
+                        token.holder = waiter
+                        waiter._entry = None
+                        waiter._token = token
+                        return waiter
+            self._release_plainly(token)
+            return self.dispatch(step) if self.waiting else None
         self._release(token)
         if heir is not None:
             self._hand_over(token, heir)
@@ -528,6 +555,14 @@ class Pool:
         root = self.root()
         root._yield_to_others()
         root.dispatch()
+
+    def _release_plainly(self, token: Token) -> None:
+        assert self._ledger is not None
+        self.used -= 1
+        self._ledger.give(token)
+        if self._has_stale and not self.waiting:
+            self._has_stale = False
+            self._queue.sweep()
 
     def _release(self, token: Token) -> None:
         pool = self
