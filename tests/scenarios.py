@@ -2727,7 +2727,6 @@ async def two_waits_at_once_in_tasks_of_ones_own(r: Recorder) -> list[tuple[int,
 async def pauses_hold_neither_who_resumes_nor_what_is_nested(r: Recorder) -> None:
     async def body(n: BranchNursery) -> None:
         async def a() -> None:
-            await r.world.turns(1)  # b begins, where a task begins at once too
             await nap(r, 1)  # though the step is paused
             limiter.pause("memory")
             await n["b"].wait()
