@@ -519,6 +519,21 @@ def test_awaiting_what_was_cancelled_is_a_cancellation_of_the_body(run: Run) -> 
     run(main)
 
 
+@EVERY_LOOP
+def test_what_comes_in_the_turn_in_which_a_nested_block_is_left_stalls_nothing(run: Run) -> None:
+    async def nest() -> Any:
+        async with open_branch_nursery() as nursery:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: nursery.start_soon("late", asyncio.sleep, 1, "late"))
+        return nursery.result.outputs
+
+    async def main() -> None:
+        result = await run_branches({"a": nest}, 1)
+        assert result.outputs == {"a": {"late": "late"}}
+
+    run(main)
+
+
 # ---------------------------------------------------------------- a branch and its task
 
 

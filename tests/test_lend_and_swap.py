@@ -869,3 +869,36 @@ def test_a_parked_branch_that_ends_gives_nothing_back_twice() -> None:
     assert list(outer.running) == ["b"]
     outer.end("b")
     assert fake.is_idle()
+
+
+def test_a_block_that_has_outlived_its_branch_parks_nobody_again() -> None:
+    """All had ended, then the branch around it; and one more comes before the block is left."""
+    fake = Fake()
+    outer = fake.step(1)
+    outer.start("a")
+    inner = outer.nest("a")
+    inner.submit("x")
+    inner.leave()
+    outer.end("a")
+    inner.end("x")
+    inner.submit("y")
+    fake.checkpoint()
+    assert list(inner.running) == ["y"]
+    inner.end("y")
+    assert fake.is_idle()
+
+
+def test_one_that_comes_as_the_block_is_left_with_nothing_outstanding_parks_too() -> None:
+    fake = Fake()
+    outer = fake.step(1)
+    outer.start("a")
+    inner = outer.nest("a")
+    inner.leave()
+    assert outer.holds("a")  # there was nothing to wait for
+    inner.submit("x")
+    fake.checkpoint()
+    assert list(inner.running) == ["x"]
+    inner.end("x")
+    assert outer.holds("a")
+    outer.end("a")
+    assert fake.is_idle()

@@ -296,6 +296,23 @@ def test_a_limit_that_changes_is_followed(kind: str) -> None:
 
 
 @BOTH
+def test_a_limiter_of_the_users_own_bounds_it_too(kind: str) -> None:
+    async def program() -> None:
+        shared = trio.CapacityLimiter(2)
+        items = Pulls(9)
+        seen = Seen()
+        async with map_branches(give, items.as_(kind), shared, observers=[seen]) as results:
+            await trio.sleep(9)
+            assert items.pulled == 2
+            seen.nursery.limiter.total_tokens = 3
+            await trio.sleep(9)
+            assert items.pulled == 3
+            assert len([result async for result in results]) == 9
+
+    run(program)
+
+
+@BOTH
 def test_without_a_limit_all_are_pulled_and_others_get_their_turn(kind: str) -> None:
     async def program() -> None:
         turns = 0
@@ -1034,6 +1051,22 @@ def test_completed_of_the_nursery_is_refused() -> None:
             await anext(results)
             with pytest.raises(RuntimeError, match="are read from its own iterator"):
                 await anext(seen.nursery.completed())
+
+    run(program)
+
+
+@IN_ANY_ORDER
+def test_branches_that_an_observer_submits_are_results_too(in_order: bool) -> None:
+    async def program() -> None:
+        seen = Seen()
+
+        def items() -> Iterator[int]:
+            yield 0
+            seen.nursery.start_soon("extra", give, "extra")
+            yield 1
+
+        async with map_branches(give, items(), 1, in_order=in_order, observers=[seen]) as results:
+            assert [result.output async for result in results] == [0, "extra", 1]
 
     run(program)
 

@@ -132,6 +132,7 @@ class ParkingEvent(Wait):
     def __init__(self, record: Record, target: Record | StepCore, event: Event) -> None:
         super().__init__(record, target)
         self._event: Event = event
+        self.begin()
 
     def set(self) -> None:
         self.end()

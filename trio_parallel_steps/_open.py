@@ -140,15 +140,17 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         core = nursery._core
         left = _body_ended(core, exc)
         parent = enclosing_branch(core.run)
-        if core.outstanding and parent is not None and parent is core.parent:
+        if parent is not None and parent is core.parent:
             core.join = Wait(parent, core)
+            if core.outstanding:
+                core.join.begin()
         outside = await self._host.leave(left, traceback if left is exc else None)
-        if core.join is not None:
+        if core.join is not None and core.join.has_begun:
             try:
                 await go_on(core.join)
             except BaseException as late:  # asyncio: cancelled while it waited for its token
                 outside = outside or [late]
-            core.join = None
+        core.join = None
         options = self._options
         if options.breach is not None:
             del options.breach._steps[core]
