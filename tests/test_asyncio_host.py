@@ -1423,9 +1423,7 @@ def test_a_step_that_outlives_its_branch_or_its_try_goes_on(run: Run, tries: int
         await asyncio.gather(*tasks)
         assert endings(nursery) == {"a": "succeeded"}
         assert nursery.result["a"].attempts == tries
-        assert endings(left[0]) == dict.fromkeys(
-            ["x", "late", "at the last moment"], "succeeded"
-        )
+        assert endings(left[0]) == dict.fromkeys(["x", "late", "at the last moment"], "succeeded")
         assert borrowed == [tries]  # the next try has lent nothing to it
         assert limiter.borrowed_tokens == 0
 
