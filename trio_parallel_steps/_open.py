@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
