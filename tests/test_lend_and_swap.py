@@ -902,3 +902,18 @@ def test_one_that_comes_as_the_block_is_left_with_nothing_outstanding_parks_too(
     assert outer.holds("a")
     outer.end("a")
     assert fake.is_idle()
+
+
+def test_sub_caps_may_be_nested_deep() -> None:
+    """What a grant takes grows with the depth, no faster, and it is no recursion."""
+    fake = Fake()
+    steps = [fake.step(1)]
+    steps[0].start("a")
+    for _ in range(400):
+        steps.append(steps[-1].nest("a", 1))
+        steps[-1].submit("a")
+        steps[-1].leave()
+    assert [step.holds("a") for step in steps] == [False] * 400 + [True]
+    for step in reversed(steps):
+        step.end("a")
+    assert fake.is_idle()

@@ -151,6 +151,7 @@ class Pool:
         "_kicked",
         "_ledger",
         "_queue",
+        "_weight",
         "admitted",
         "cap",
         "gate",
@@ -181,6 +182,7 @@ class Pool:
         self._queue: Queue = Queue()
         self._arrival: Callable[[], int] = count(1).__next__ if parent is None else parent._arrival
         self._entry: Entry | None = None  # a sub-cap's offer, in its parent's queue
+        self._weight: int = 1  # of whom it offers
         self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
         self._is_plain: bool = self._may_be_plain()
@@ -297,8 +299,9 @@ class Pool:
 
     # ------------------------------------------------------------ who is next
 
-    def _best(self) -> Entry | None:
-        """The best ungated entry.  What is gated, or has gone, is taken out."""
+    def _best(self, sure: Pool | None = None) -> Entry | None:
+        """The best ungated entry.  What is gated, or has gone, is taken out.  Of one sub-cap the
+        offer may be known to stand."""
         queue = self._queue
         while (entry := queue.peek()) is not None:
             waiter: Any = entry[3]
@@ -306,7 +309,7 @@ class Pool:
             if is_gone:
                 queue.pop()
             elif isinstance(waiter, Pool):
-                if waiter._stands_by_offer():
+                if waiter is sure or waiter._check_offer():
                     return entry
             elif entry[0] is RESUMES or (step := waiter._step).paused is None:
                 return entry
@@ -315,23 +318,18 @@ class Pool:
                 step.held.append(entry)
         return None
 
-    def _admissible(self) -> Entry | None:
+    def _admissible(self, sure: Pool | None = None) -> Entry | None:
         """The best entry, if the pool would admit it."""
         if not self.waiting:
             return None
         if self._is_plain and self.used >= self.cap:
             return None
-        entry = self._best()
+        entry = self._best(sure)
         if entry is None or (self.paused is not None and entry[0] is not RESUMES):
             return None
         if self._is_plain:
             return entry
-        waiter: Any = entry[3]
-        while isinstance(waiter, Pool):
-            entry_below = waiter._queue.peek()
-            assert entry_below is not None
-            waiter = entry_below[3]
-        if not self.fits(waiter._weight):
+        if not self.fits(entry[3]._weight):
             return None
         if self.gate is not None and entry[0] is not RESUMES and not self.gate.is_open(self._look):
             return None
@@ -343,21 +341,33 @@ class Pool:
 
     def _offer(self) -> None:
         """Tell the parent, and it its own, what we would admit."""
-        pool = self
+        pool, sure = self, None
         while pool.parent is not None:
-            pool._stands_by_offer()
-            pool = pool.parent
+            pool._stands_by_offer(sure)
+            pool, sure = pool.parent, pool
 
-    def _stands_by_offer(self) -> bool:
+    def _check_offer(self) -> bool:
+        """`_stands_by_offer`, and before it the sub-caps that it rests on, innermost first: however
+        deep they are, in a time that grows with the depth."""
+        pools = [self]
+        while (entry := pools[-1]._queue.peek()) is not None and isinstance(entry[3], Pool):
+            pools.append(entry[3])
+        stands, sure = False, None
+        for pool in reversed(pools):
+            stands, sure = pool._stands_by_offer(sure), pool
+        return stands
+
+    def _stands_by_offer(self, sure: Pool | None) -> bool:
         """Is the offer to the parent what we would admit?  If not, it is made anew."""
         parent = self.parent
         assert parent is not None
-        best = self._admissible()
+        best = self._admissible(sure)
         offer = self._entry
         if best is None:
             self._entry = None
         elif offer is None or offer[:3] != best[:3]:
             self._entry = (*best[:3], self)
+            self._weight = best[3]._weight
             parent._queue.push(self._entry)
             parent._sweep()
         else:
