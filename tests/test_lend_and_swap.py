@@ -806,6 +806,25 @@ def test_a_head_that_is_put_behind_them_lets_others_pass() -> None:
     assert list(step.running) == ["a", "b", "light"]
 
 
+def test_a_head_that_one_who_is_stopped_leaves_no_room_for_lets_others_pass() -> None:
+    fake = Fake()
+    outer = fake.step(4)
+    outer.start("a")
+    outer.start("b", weight=2)
+    inner = outer.nest("a", 3)
+    inner.start("x")
+    inner.leave()
+    wait = inner.wait("x", outer["b"])
+    inner.start("heavy", weight=3)
+    outer.start("light")
+    assert list(outer.running) == ["a", "b"]  # behind one who fits below
+    inner.core.cancel(inner["x"], "not needed")
+    wait.set()
+    fake.checkpoint()
+    assert list(outer.running) == ["a", "b", "light"]
+    assert outer.pool.used == 4
+
+
 def test_one_that_is_put_before_the_head_is_granted_if_it_fits() -> None:
     fake = Fake()
     step = fake.step(3)

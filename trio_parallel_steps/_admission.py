@@ -508,7 +508,7 @@ class Pool:
             self._take_out(waiter)
         self._use(token, entry=None)._borrow(token)
         waiter._token = token
-        self._offer()
+        self.unblock()
 
     def enter(self, waiter: Waiter, depth: int) -> None:
         """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
