@@ -9,8 +9,8 @@
    come; one queue for all steps of a pool.
 4. The first ungated waiter that fits below a pool and does not fit the pool is its head: nothing
    behind it is granted there.
-5. A sub-cap offers its parent the best that it would admit itself.  What makes an offer better is
-   told at once; what makes it worse is found when it is looked at.
+5. A sub-cap offers its parent the best that it would admit itself.  Whatever makes that another one,
+   or none, is told at once (`_offer`): an offer that is looked at stands.
 6. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
    checkpoint (`kick` asks the host for it), the best first; the end of a branch passes its token on
    at once.
@@ -299,32 +299,30 @@ class Pool:
 
     # ------------------------------------------------------------ who is next
 
-    def _best(self, sure: Pool | None = None) -> Entry | None:
-        """The best ungated entry.  What is gated, or has gone, is taken out.  Of one sub-cap the
-        offer may be known to stand."""
+    def _best(self) -> Entry | None:
+        """The best ungated entry.  What is gated, or has gone, is taken out."""
         queue = self._queue
         while (entry := queue.peek()) is not None:
             waiter: Any = entry[3]
             is_gone: bool = waiter._entry is not entry
             if is_gone:
                 queue.pop()
-            elif isinstance(waiter, Pool):
-                if waiter is sure or waiter._check_offer():
-                    return entry
-            elif entry[0] is RESUMES or (step := waiter._step).paused is None:
+            elif isinstance(waiter, Pool) or entry[0] is RESUMES:
+                return entry
+            elif (step := waiter._step).paused is None:
                 return entry
             else:
                 queue.pop()
                 step.held.append(entry)
         return None
 
-    def _admissible(self, sure: Pool | None = None) -> Entry | None:
+    def _admissible(self) -> Entry | None:
         """The best entry, if the pool would admit it."""
         if not self.waiting:
             return None
         if self._is_plain and self.used >= self.cap:
             return None
-        entry = self._best(sure)
+        entry = self._best()
         if entry is None or (self.paused is not None and entry[0] is not RESUMES):
             return None
         if self._is_plain:
@@ -341,39 +339,24 @@ class Pool:
 
     def _offer(self) -> None:
         """Tell the parent, and it its own, what we would admit."""
-        pool, sure = self, None
-        while pool.parent is not None:
-            pool._stands_by_offer(sure)
-            pool, sure = pool.parent, pool
+        pool = self
+        while (parent := pool.parent) is not None:
+            pool._tell(parent)
+            pool = parent
 
-    def _check_offer(self) -> bool:
-        """`_stands_by_offer`, and before it the sub-caps that it rests on, innermost first: however
-        deep they are, in a time that grows with the depth."""
-        pools = [self]
-        while (entry := pools[-1]._queue.peek()) is not None and isinstance(entry[3], Pool):
-            pools.append(entry[3])
-        stands, sure = False, None
-        for pool in reversed(pools):
-            stands, sure = pool._stands_by_offer(sure), pool
-        return stands
-
-    def _stands_by_offer(self, sure: Pool | None) -> bool:
-        """Is the offer to the parent what we would admit?  If not, it is made anew."""
-        parent = self.parent
-        assert parent is not None
-        best = self._admissible(sure)
+    def _tell(self, parent: Pool) -> None:
+        best = self._admissible()
         offer = self._entry
-        if best is None:
+        if offer is not None:
+            if best is not None and offer[:3] == best[:3]:
+                return
+            parent._has_stale = True
             self._entry = None
-        elif offer is None or offer[:3] != best[:3]:
+        if best is not None:
             self._entry = (*best[:3], self)
             self._weight = best[3]._weight
             parent._queue.push(self._entry)
             parent._sweep()
-        else:
-            return True
-        parent._has_stale = parent._has_stale or offer is not None
-        return False
 
     # ------------------------------------------------------------ grants
 
