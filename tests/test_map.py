@@ -1363,6 +1363,23 @@ def test_on_every_host(driver: Driver, in_order: bool) -> None:
     driver(program)
 
 
+@EVERY_DRIVER
+@IN_ANY_ORDER
+def test_what_runs_goes_on_after_the_end_of_the_input(driver: Driver, in_order: bool) -> None:
+    async def program(world: World) -> None:
+        async def items() -> AsyncIterator[int]:
+            for n in (3, 2, 1):
+                await world.sleep(0)
+                yield n
+
+        start = world.now()
+        async with map_branches(lambda n: world.give(n, n), items(), in_order=in_order) as results:
+            seen = [(result.output, world.now() - start) async for result in results]
+        assert seen == ([(3, 3), (2, 3), (1, 3)] if in_order else [(1, 1), (2, 2), (3, 3)])
+
+    driver(program)
+
+
 def test_on_asyncio_an_input_whose_task_someone_cancels() -> None:
     import asyncio
 

@@ -138,9 +138,6 @@ class ParkingEvent(Wait):
         self.end()
         self._event.set()
 
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
     async def wait(self) -> None:
         try:
             await self._event.wait()
@@ -148,7 +145,9 @@ class ParkingEvent(Wait):
             await go_on(self)
 
 
-def parking_event(run: Run, waiter: Record | None, target: Record | StepCore) -> Event:
+def parking_event(
+    run: Run, waiter: Record | None, target: Record | StepCore
+) -> Event | ParkingEvent:
     return run.event() if waiter is None else ParkingEvent(waiter, target, run.event())
 
 

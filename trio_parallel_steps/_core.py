@@ -495,8 +495,7 @@ class StepCore:
 
     def notice_late(self, record: Record) -> None:
         """It waits for its token: has it been told to stop, though nobody has reported it yet?"""
-        if record._cause is None and not self.is_stopping():
-            self._overtaken(record)
+        self._overtaken(record)  # what has been reported lets none wait
 
     def _notice(self) -> None:
         """A deadline or a cancellation from outside that nobody has reported yet."""
