@@ -9,7 +9,7 @@
    come; one queue for all steps of a pool.
 4. The first ungated waiter that fits below a pool and does not fit the pool is its head: nothing
    behind it is granted there.
-5. A sub-cap offers its parent the best that it would admit itself.  Whatever makes that another one,
+5. A sub-cap offers its parent the best that it would admit itself.  Whatever makes that another,
    or none, is told at once (`_offer`): an offer that is looked at stands.
 6. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
    checkpoint (`kick` asks the host for it), the best first; the end of a branch passes its token on
@@ -307,9 +307,11 @@ class Pool:
             is_gone: bool = waiter._entry is not entry
             if is_gone:
                 queue.pop()
-            elif isinstance(waiter, Pool) or entry[0] is RESUMES:
-                return entry
-            elif (step := waiter._step).paused is None:
+            elif (
+                isinstance(waiter, Pool)
+                or entry[0] is RESUMES
+                or (step := waiter._step).paused is None
+            ):
                 return entry
             else:
                 queue.pop()
