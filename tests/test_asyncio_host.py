@@ -1049,6 +1049,50 @@ def test_a_step_in_a_loop_callback_is_refused_and_sync_calls_are_not(run: Run) -
     run(main)
 
 
+@needs_eager
+def test_an_eager_branch_may_stop_one_that_was_granted_just_before_it() -> None:
+    async def main() -> None:
+        async def stop() -> None:
+            nursery.breach("enough")
+
+        with pytest.raises(Breached) as caught:
+            async with open_branch_nursery(2) as nursery:
+                nursery.start_soon("heavy", asyncio.sleep, 0, weight=2)
+                nursery.start_soon("next", sleep_forever)
+                nursery.start_soon("stop", stop)
+        result: Any = caught.value.result
+        assert {key: ended.status.value for key, ended in result.items()} == {
+            "heavy": "succeeded",
+            "next": "skipped",
+            "stop": "succeeded",
+        }
+        assert nursery.limiter.borrowed_tokens == 0
+
+    on_eager(main)
+
+
+@EVERY_LOOP
+def test_branches_that_would_wait_for_each_other_at_once(run: Run) -> None:
+    """An eager one begins in the midst of the other's wait, which has lent it the token."""
+    refused: list[str] = []
+
+    async def wait_for(key: str) -> None:
+        try:
+            await nurseries[0][key].wait()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    async def main() -> None:
+        async with open_branch_nursery(1) as nursery:
+            nurseries.append(nursery)
+            nursery.start_soon("a", wait_for, "b")
+            nursery.start_soon("b", wait_for, "a")
+
+    nurseries: list[BranchNursery] = []
+    run(main)
+    assert refused == ["Branch.wait() would wait for ever: 'a' waits for 'b' waits for 'a'"]
+
+
 # ---------------------------------------------------------------- exits
 
 

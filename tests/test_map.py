@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import tracemalloc
@@ -16,7 +17,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import assert_checkpoints, assert_no_checkpoints
 
-from drivers import EVERY_DRIVER, Driver, World, on_asyncio
+from drivers import EVERY_DRIVER, Driver, World, on_asyncio, run_asyncio
 from helpers import (
     CANCELLED,
     FAILED,
@@ -1381,8 +1382,6 @@ def test_what_runs_goes_on_after_the_end_of_the_input(driver: Driver, in_order: 
 
 
 def test_on_asyncio_an_input_whose_task_someone_cancels() -> None:
-    import asyncio
-
     async def program(world: World) -> None:
         async def items() -> AsyncIterator[int]:
             yield 1
@@ -1412,3 +1411,23 @@ def test_aclosing_of_ones_own_does_no_harm() -> None:
         assert items.closed
 
     run(program)
+
+
+def test_on_asyncio_an_input_cancelled_with_errors_of_cleanup_is_reported_nowhere_else() -> None:
+    async def fails_when_stopped() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            raise ValueError("cleanup")
+
+    async def items() -> AsyncIterator[int]:
+        await run_branches({"a": fails_when_stopped})
+        yield 0
+
+    async def main() -> None:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with asyncio.timeout(1), map_branches(give, items()) as results:
+                await anext(results)
+        assert caught.group_contains(ValueError, match="cleanup")
+
+    run_asyncio(main, collect=True)

@@ -13,6 +13,7 @@ from .hosts import current_run, protected
 if TYPE_CHECKING:
     from ._core import StepCore
     from ._outcomes import StepResult
+    from ._records import Waker
     from .hosts._abc import Event, Run
 
 T = TypeVar("T")
@@ -82,9 +83,8 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
         waiter = enclosing_branch(run)
         if waiter is not None:
             check_no_circle(waiter, lambda record: record is self, "Branch.wait()", repr(self.key))
-        event = parking_event(run, waiter, self)
         done = self._done = self._done or []
-        done.append(event)
+        event = parking_event(run, waiter, self, done)
         try:
             await event.wait()
         finally:
@@ -125,14 +125,13 @@ def enclosing_branch(run: Run) -> Branch[Any] | None:
 
 
 class ParkingEvent(Wait):
-    """An event that a branch waits for: parked from its making on."""
+    """An event that a branch waits for, parked."""
 
     __slots__ = ("_event",)
 
     def __init__(self, record: Record, target: Record | StepCore, event: Event) -> None:
         super().__init__(record, target)
         self._event: Event = event
-        self.begin()
 
     def set(self) -> None:
         self.end()
@@ -146,9 +145,16 @@ class ParkingEvent(Wait):
 
 
 def parking_event(
-    run: Run, waiter: Record | None, target: Record | StepCore
+    run: Run, waiter: Record | None, target: Record | StepCore, wakers: list[Waker]
 ) -> Event | ParkingEvent:
-    return run.event() if waiter is None else ParkingEvent(waiter, target, run.event())
+    """One of `wakers`, before its wait begins: an eager branch that then gets the token sees it, if
+    it would wait for the waiter."""
+    if waiter is None:
+        wakers.append(event := run.event())
+        return event
+    wakers.append(parking := ParkingEvent(waiter, target, run.event()))
+    parking.begin()
+    return parking
 
 
 async def go_on(wait: Wait) -> None:

@@ -186,9 +186,8 @@ class Feed:
         if waiter is not None:
             what = f"the branches of step {core.name!r}"
             check_no_circle(waiter, lambda record: record._step is core, "map_branches()", what)
-        event = parking_event(core.run, waiter, core)
         wakers = self._wakers()
-        wakers.append(event)
+        event = parking_event(core.run, waiter, core, wakers)
         try:
             await event.wait()
         finally:
