@@ -2732,7 +2732,7 @@ async def pauses_hold_neither_who_resumes_nor_what_is_nested(r: Recorder) -> Non
             await n["b"].wait()
 
         n.start_soon("b", r.world.sleep, 3)
-        n.start_soon("a", a)  # eager, what is nested in it would go before b, which the pause holds
+        n.start_soon("a", a)
         await r.world.sleep(0.5)
         n.pause("wait")
         n.start_soon("c", r.world.sleep, 1)

@@ -20,10 +20,10 @@ from trio_parallel_steps import (
     BranchNursery,
     open_branch_nursery,
 )
-from trio_parallel_steps.hosts import _trio
+from trio_parallel_steps.hosts import _abc
 
 LASTS = 0.00001  # seconds that a branch holds the thread, by the patched clock
-IN_A_SLICE = round(_trio.SLICE / LASTS)
+IN_A_SLICE = round(_abc.SLICE / LASTS)
 BRANCHES = 20 * IN_A_SLICE
 TWO_SLICES = 2 * IN_A_SLICE
 """trio shuffles who goes first: a slice may end one pass and begin the next.  In each pass every

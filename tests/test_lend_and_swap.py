@@ -268,6 +268,38 @@ def test_it_can_end_while_it_waits_for_its_token() -> None:
     assert fake.is_idle()
 
 
+def test_a_step_that_outlives_its_branch_takes_what_comes_late() -> None:
+    fake = Fake()
+    step = fake.step(1)
+    step.start("a")
+    nested = step.nest("a")
+    nested.start("x")
+    nested.leave()
+    step.end("a")
+    nested.report("x", "value")
+    nested.submit("y")  # before the block has gone on
+    fake.checkpoint()
+    assert list(nested.running) == ["y"]
+    nested.end("y")
+    assert (step.core.parked, step.core.running) == (0, 0)
+    assert fake.is_idle()
+
+
+def test_who_waits_in_a_step_that_outlives_its_branch_closes_no_circle() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", "b")
+    nested = step.nest("a", fake.pool(1))
+    nested.start("x")
+    step.end("a")
+    wait = nested.wait("x", step["b"])
+    assert not nested.holds("x")
+    step.end("b")
+    assert wait.goes_on
+    nested.end("x")
+    assert fake.is_idle()
+
+
 # ---------------------------------------------------------------- 7. order
 
 
@@ -772,6 +804,25 @@ def test_a_head_that_is_put_behind_them_lets_others_pass() -> None:
     step.core.reorder(step["heavy"], -1)
     fake.checkpoint()
     assert list(step.running) == ["a", "b", "light"]
+
+
+def test_a_head_that_one_who_is_stopped_leaves_no_room_for_lets_others_pass() -> None:
+    fake = Fake()
+    outer = fake.step(4)
+    outer.start("a")
+    outer.start("b", weight=2)
+    inner = outer.nest("a", 3)
+    inner.start("x")
+    inner.leave()
+    wait = inner.wait("x", outer["b"])
+    inner.start("heavy", weight=3)
+    outer.start("light")
+    assert list(outer.running) == ["a", "b"]  # behind one who fits below
+    inner.core.cancel(inner["x"], "not needed")
+    wait.set()
+    fake.checkpoint()
+    assert list(outer.running) == ["a", "b", "light"]
+    assert outer.pool.used == 4
 
 
 def test_one_that_is_put_before_the_head_is_granted_if_it_fits() -> None:

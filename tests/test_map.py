@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import given, settings, strategies as st
-from trio.testing import assert_checkpoints
+from trio.testing import assert_checkpoints, assert_no_checkpoints
 
 from drivers import EVERY_DRIVER, Driver, World, on_asyncio, run_asyncio
 from helpers import (
@@ -49,6 +49,7 @@ from trio_parallel_steps import (
     run_branches,
     tolerate,
 )
+from trio_parallel_steps.hosts import _trio
 
 
 async def give(x: Any) -> Any:
@@ -361,9 +362,9 @@ def test_branches_that_never_block_starve_no_one() -> None:
 # ---------------------------------------------------------------- the iterator
 
 
-def test_each_step_of_the_iterator_is_a_checkpoint() -> None:
+def test_a_step_of_the_iterator_that_waits_is_a_checkpoint() -> None:
     async def program() -> None:
-        async with map_branches(give, range(2), 2) as results:
+        async with map_branches(give, range(2), 1) as results:
             for _ in range(2):
                 with assert_checkpoints():
                     await anext(results)
@@ -371,6 +372,34 @@ def test_each_step_of_the_iterator_is_a_checkpoint() -> None:
                 await anext(results)
         with assert_checkpoints(), pytest.raises(StopAsyncIteration):
             await anext(results)
+
+    run(program)
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_with_a_result_ready_others_have_their_turn_once_the_slice_is_over(
+    is_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def program() -> None:
+        async with map_branches(give, range(2), 2) as results:
+            await trio.sleep(2)  # both have ended
+            monkeypatch.setattr(_trio, "perf_counter", lambda: math.inf if is_over else -math.inf)
+            for _ in range(2):
+                with assert_checkpoints() if is_over else assert_no_checkpoints():
+                    await anext(results)
+
+    run(program)
+
+
+def test_a_cancelled_step_of_the_iterator_raises_though_a_result_is_ready() -> None:
+    async def program() -> None:
+        async with map_branches(give, range(2), 2) as results:
+            await trio.sleep(2)  # both have ended
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await anext(results)
+            assert scope.cancelled_caught
+            assert {result.output async for result in results} == {0, 1}
 
     run(program)
 
@@ -1331,6 +1360,23 @@ def test_on_every_host(driver: Driver, in_order: bool) -> None:
                 seen.append(result.output)
         assert len(seen) == 17
         assert len(closed) == 2
+
+    driver(program)
+
+
+@EVERY_DRIVER
+@IN_ANY_ORDER
+def test_what_runs_goes_on_after_the_end_of_the_input(driver: Driver, in_order: bool) -> None:
+    async def program(world: World) -> None:
+        async def items() -> AsyncIterator[int]:
+            for n in (3, 2, 1):
+                await world.sleep(0)
+                yield n
+
+        start = world.now()
+        async with map_branches(lambda n: world.give(n, n), items(), in_order=in_order) as results:
+            seen = [(result.output, world.now() - start) async for result in results]
+        assert seen == ([(3, 3), (2, 3), (1, 3)] if in_order else [(1, 1), (2, 2), (3, 3)])
 
     driver(program)
 

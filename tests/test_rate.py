@@ -16,9 +16,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from drivers import EVERY_DRIVER, Driver, World
 from helpers import SKIPPED, SUCCEEDED, assert_complete, assert_idle, run, statuses
 from trio_parallel_steps import (
+    COLLECT,
     BranchLimiter,
     BranchNursery,
     Rate,
+    Retry,
     open_branch_nursery,
     run_branches,
 )
@@ -334,6 +336,19 @@ async def test_who_goes_on_is_not_held(autojump_clock: MockClock) -> None:
     assert [result.started_at for result in nursery.result.values()] == [
         pytest.approx(opened + after) for after in (0, 0, 20, 30, 40)
     ]
+
+
+async def test_a_retry_is_an_admission(autojump_clock: MockClock) -> None:
+    opened = trio.current_time()
+    starts = []
+
+    async def fail() -> None:
+        starts.append(trio.current_time() - opened)
+        raise ValueError
+
+    async with open_branch_nursery(BranchLimiter(9, rate=Rate(0.1)), policy=COLLECT) as nursery:
+        nursery.start_soon("a", fail, retry=Retry(ValueError, wait_initial=1, wait_jitter=0))
+    assert starts == [0, 10, 20]
 
 
 async def test_nested_branches_spend_the_rate_they_run_under(autojump_clock: MockClock) -> None:

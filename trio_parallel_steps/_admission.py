@@ -9,8 +9,8 @@
    come; one queue for all steps of a pool.
 4. The first ungated waiter that fits below a pool and does not fit the pool is its head: nothing
    behind it is granted there.
-5. A sub-cap offers its parent the best that it would admit itself.  What makes an offer better is
-   told at once; what makes it worse is found when it is looked at.
+5. A sub-cap offers its parent the best that it would admit itself.  Whatever makes that another,
+   or none, is told at once (`_offer`): an offer that is looked at stands.
 6. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
    checkpoint (`kick` asks the host for it), the best first; the end of a branch passes its token on
    at once.
@@ -299,32 +299,32 @@ class Pool:
 
     # ------------------------------------------------------------ who is next
 
-    def _best(self, sure: Pool | None = None) -> Entry | None:
-        """The best ungated entry.  What is gated, or has gone, is taken out.  Of one sub-cap the
-        offer may be known to stand."""
+    def _best(self) -> Entry | None:
+        """The best ungated entry.  What is gated, or has gone, is taken out."""
         queue = self._queue
         while (entry := queue.peek()) is not None:
             waiter: Any = entry[3]
             is_gone: bool = waiter._entry is not entry
             if is_gone:
                 queue.pop()
-            elif isinstance(waiter, Pool):
-                if waiter is sure or waiter._check_offer():
-                    return entry
-            elif entry[0] is RESUMES or (step := waiter._step).paused is None:
+            elif (
+                isinstance(waiter, Pool)
+                or entry[0] is RESUMES
+                or (step := waiter._step).paused is None
+            ):
                 return entry
             else:
                 queue.pop()
                 step.held.append(entry)
         return None
 
-    def _admissible(self, sure: Pool | None = None) -> Entry | None:
+    def _admissible(self) -> Entry | None:
         """The best entry, if the pool would admit it."""
         if not self.waiting:
             return None
         if self._is_plain and self.used >= self.cap:
             return None
-        entry = self._best(sure)
+        entry = self._best()
         if entry is None or (self.paused is not None and entry[0] is not RESUMES):
             return None
         if self._is_plain:
@@ -341,39 +341,24 @@ class Pool:
 
     def _offer(self) -> None:
         """Tell the parent, and it its own, what we would admit."""
-        pool, sure = self, None
-        while pool.parent is not None:
-            pool._stands_by_offer(sure)
-            pool, sure = pool.parent, pool
+        pool = self
+        while (parent := pool.parent) is not None:
+            pool._tell(parent)
+            pool = parent
 
-    def _check_offer(self) -> bool:
-        """`_stands_by_offer`, and before it the sub-caps that it rests on, innermost first: however
-        deep they are, in a time that grows with the depth."""
-        pools = [self]
-        while (entry := pools[-1]._queue.peek()) is not None and isinstance(entry[3], Pool):
-            pools.append(entry[3])
-        stands, sure = False, None
-        for pool in reversed(pools):
-            stands, sure = pool._stands_by_offer(sure), pool
-        return stands
-
-    def _stands_by_offer(self, sure: Pool | None) -> bool:
-        """Is the offer to the parent what we would admit?  If not, it is made anew."""
-        parent = self.parent
-        assert parent is not None
-        best = self._admissible(sure)
+    def _tell(self, parent: Pool) -> None:
+        best = self._admissible()
         offer = self._entry
-        if best is None:
+        if offer is not None:
+            if best is not None and offer[:3] == best[:3]:
+                return
+            parent._has_stale = True
             self._entry = None
-        elif offer is None or offer[:3] != best[:3]:
+        if best is not None:
             self._entry = (*best[:3], self)
             self._weight = best[3]._weight
             parent._queue.push(self._entry)
             parent._sweep()
-        else:
-            return True
-        parent._has_stale = parent._has_stale or offer is not None
-        return False
 
     # ------------------------------------------------------------ grants
 
@@ -383,6 +368,14 @@ class Pool:
         if not root._kicked and root.waiting and root.used < root.cap and root.paused is None:
             step.host.soon(root.dispatch)
             root._kicked = True
+
+    def admit(self, waiter: Waiter) -> bool:
+        """Lend it a token at once, if there is one and nobody waits for it."""
+        if self.waiting or self.used >= self.cap or self.paused is not None or not self._is_plain:
+            return False
+        self._lend_plainly(waiter)
+        self.admitted += 1
+        return True
 
     def will_dispatch(self) -> Pool:
         """The caller pushes, and has the root dispatch in the same instant: no kick is needed."""
@@ -406,12 +399,28 @@ class Pool:
         self._kicked = False
         following = None
         while (entry := self._admissible()) is not None:
-            waiter = self._grant(entry)
+            waiter = self._grant_plainly(entry) if self._is_plain else self._grant(entry)
             if following is None and step is waiter._step and waiter.status is QUEUED:
                 following = waiter
             else:
                 waiter._step.granted(waiter)
         return following
+
+    def _grant_plainly(self, entry: Entry) -> Any:
+        waiter = entry[3]
+        self._queue.pop()
+        self.waiting -= 1
+        if entry[0] is not RESUMES:
+            self.admitted += 1
+        self._lend_plainly(waiter)
+        return waiter
+
+    def _lend_plainly(self, waiter: Any) -> None:
+        assert self._ledger is not None
+        token = waiter._token = Token(waiter)
+        waiter._entry = None
+        self._ledger.take(token)
+        self.used += 1
 
     def _grant(self, entry: Entry) -> Any:
         """To the waiter of the best entry: it is taken out, and out of the offers it came by."""
@@ -484,7 +493,7 @@ class Pool:
             self._take_out(waiter)
         self._use(token, entry=None)._borrow(token)
         waiter._token = token
-        self._offer()
+        self.unblock()
 
     def enter(self, waiter: Waiter, depth: int) -> None:
         """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
@@ -497,24 +506,27 @@ class Pool:
     def pass_on(self, token: Token, step: StepCore, heir: Any = None) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
-        if self._is_plain and token.borrowers is None and self.used <= self.cap:
-            if heir is not None:
-                if heir._step.pool is self:
-                    self._take_out(heir)
-                    token.holder = heir
-                    heir._token = token
-                    heir._step.granted(heir)
-                    return None
-            elif self.waiting and self.paused is None and (entry := self._best()) is not None:
-                waiter = entry[3]
-                if waiter._step is step and waiter.status is QUEUED:
-                    self._queue.pop()
-                    self.waiting -= 1
-                    self.admitted += 1
-                    token.holder = waiter
-                    waiter._entry = None
-                    waiter._token = token
-                    return waiter
+        if self._is_plain and token.borrowers is None:
+            if self.used <= self.cap:
+                if heir is not None:
+                    if heir._step.pool is self:
+                        self._take_out(heir)
+                        token.holder = heir
+                        heir._token = token
+                        heir._step.granted(heir)
+                        return None
+                elif self.waiting and self.paused is None and (entry := self._best()) is not None:
+                    waiter = entry[3]
+                    if waiter._step is step and waiter.status is QUEUED:
+                        self._queue.pop()
+                        self.waiting -= 1
+                        self.admitted += 1
+                        token.holder = waiter
+                        waiter._entry = None
+                        waiter._token = token
+                        return waiter
+            self._release_plainly(token)
+            return self.dispatch(step) if self.waiting else None
         self._release(token)
         if heir is not None:
             self._hand_over(token, heir)
@@ -542,6 +554,14 @@ class Pool:
         root = self.root()
         root._yield_to_others()
         root.dispatch()
+
+    def _release_plainly(self, token: Token) -> None:
+        assert self._ledger is not None
+        self.used -= 1
+        self._ledger.give(token)
+        if self._has_stale and not self.waiting:
+            self._has_stale = False
+            self._queue.sweep()
 
     def _release(self, token: Token) -> None:
         pool = self

@@ -138,9 +138,6 @@ class ParkingEvent(Wait):
         self.end()
         self._event.set()
 
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
     async def wait(self) -> None:
         try:
             await self._event.wait()
@@ -150,7 +147,7 @@ class ParkingEvent(Wait):
 
 def parking_event(
     run: Run, waiter: Record | None, target: Record | StepCore, wakers: list[Waker]
-) -> Event:
+) -> Event | ParkingEvent:
     """One of `wakers`, before its wait begins: an eager branch that then gets the token sees it, if
     it would wait for the waiter."""
     if waiter is None:

@@ -178,14 +178,18 @@ class StepCore:
         if admissible:
             if self.rules is not None:
                 self.rules.submitted(record)
-            self.pool.push(record, self.depth)
+            if self.feed is None or self.paused is not None or not self.pool.admit(record):
+                self.pool.push(record, self.depth)
         else:
             record._cause = self.cause  # told to stop already: an observer can't be first
             record._reason = self.reason
         if self.observers:
             self.tell("branch_queued", record)
         if admissible:
-            self.pool.kick(self)
+            if record._token is None:
+                self.pool.kick(self)
+            else:
+                self.host.run(record)
             return
         if record.status is QUEUED:  # an observer may have been quicker
             assert record._reason is not None
@@ -491,8 +495,7 @@ class StepCore:
 
     def notice_late(self, record: Record) -> None:
         """It waits for its token: has it been told to stop, though nobody has reported it yet?"""
-        if record._cause is None and not self.is_stopping():
-            self._overtaken(record)
+        self._overtaken(record)  # what has been reported lets none wait
 
     def _notice(self) -> None:
         """A deadline or a cancellation from outside that nobody has reported yet."""

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 class SharedLedger(Protocol):
     """The host's side: the limiter, and requests that stand in its line."""
 
-    def take(self, borrower: object) -> None: ...
     def give(self, borrower: object) -> None: ...
-    def available(self) -> int | float: ...
     def set_total(self, total_tokens: int | float) -> None: ...
     def in_use(self) -> tuple[int, int | float]:
         """Tokens borrowed, by whomever, and the total."""
@@ -51,7 +49,7 @@ class ForeignPool(Pool):
     __slots__ = ("_shared", "_spare")
 
     def __init__(self, ledger: SharedLedger, paused: str | None = None) -> None:
-        super().__init__(ledger, inf, paused)
+        super().__init__(None, inf, paused)
         self._shared: SharedLedger = ledger
         self._spare: list[object] = []  # borrowers that no record has got yet
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from contextvars import copy_context
 from inspect import isasyncgen, isgenerator
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from .hosts import protected, unprotected
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-AT_ONCE: Final = 16  # pulled from a sync iterable before others have their turn
+SLICE: Final = 0.0005  # seconds of pulling from a sync iterable before others have their turn
 END: Final = object()
 
 
@@ -76,7 +77,7 @@ class SyncInput:
         self.look()
 
     def call(self, fn: Callable[..., T], *args: Any) -> T:
-        return self._context.run(call, fn, *args)
+        return call(fn, *args)
 
     def look(self) -> None:
         if not self._is_due and self._feed.has_room():
@@ -85,23 +86,27 @@ class SyncInput:
 
     @protected
     def _pull_some(self) -> None:
+        self._context.run(self._pull_in_context)
+
+    def _pull_in_context(self) -> None:
         self._is_due = False
-        for _ in range(AT_ONCE):
-            if not self._feed.has_room():
-                return
+        until = perf_counter() + SLICE
+        while self._feed.has_room():
             self._contain(self._pull)
-        self.look()
+            if perf_counter() > until:
+                self.look()
+                return
 
     def _pull(self) -> None:
         feed = self._feed
         if self._iterator is None:
-            self._iterator = self.call(iter, self._items)
+            self._iterator = call(iter, self._items)
             self._items = None
-        item = self.call(next, self._iterator, END)
+        item = call(next, self._iterator, END)
         if item is END:
             feed.exhausted()
         else:
-            feed.submit(feed.key_of(item), item, self._context.copy())
+            feed.submit(feed.key_of(item), item, copy_context())
 
     def close(self) -> None:
         self._items = None
@@ -109,7 +114,7 @@ class SyncInput:
     def all_ended(self) -> None:
         if self._feed.is_closed and isgenerator(generator := self._iterator):
             self._iterator = None
-            self._contain(lambda: self.call(generator.close))
+            self._contain(lambda: self._context.run(call, generator.close))
 
     def _contain(self, pull: Callable[[], None]) -> None:
         try:

@@ -45,13 +45,14 @@ class _Results(Generic[T], metaclass=NoPublicConstructor):
         if feed is None:
             await current_run().checkpoint()
             return self._end()
-        feed.core.run.check_thread()
-        if feed.is_ready():
-            await feed.core.run.checkpoint()
-        else:
+        run = feed.core.run
+        run.check_thread()
+        if not feed.is_ready():
             await feed.wait()
+        elif not run.may_pass():
+            await run.pass_by()
         if feed.core.is_stopping():
-            await feed.core.run.checkpoint()  # the body has been cancelled: here, if not before
+            await run.checkpoint()  # the body has been cancelled: here, if not before
         while not (feed.is_closed or feed.is_ready()):  # another task was quicker, or it was no end
             await feed.wait()
         result = None if feed.is_closed else feed.consume()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
@@ -84,11 +85,6 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         self._host: Host
         self._opened_at: float
         self._opened_at_unix: float
-
-    def pool(self) -> Pool:
-        """What the step's branches will be admitted from, were it opened here."""
-        run = current_run(self._options.host)
-        return _limiter(self._options.limit, run, enclosing_branch(run))[1]
 
     @protected
     async def __aenter__(self) -> BranchNursery:
@@ -210,6 +206,12 @@ def _limiter(
     return limiter, limiter._bind(run, step.pool)
 
 
+def pool_here(limit: LimitLike, host: str | None) -> Pool:
+    """What the branches of a step opened here would be admitted from."""
+    run = current_run(host)
+    return _limiter(limit, run, enclosing_branch(run))[1]
+
+
 def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | None:
     """Tell the core how the body ended.  Returns what has to go through the host: Cancelled, and
     what no one collects."""
@@ -246,7 +248,7 @@ def open_branch_nursery(
     observers: Iterable[Observer] = (),
     host: str | None = None,
     redeliver: float = math.inf,
-) -> BranchNurseryManager:
+) -> AbstractAsyncContextManager[BranchNursery]:
     """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
 
     `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that

@@ -78,8 +78,9 @@ def _begin(record: Record, wait: Wait) -> None:
     if record._entry is not None:
         step.pool.forget(record)
         _wake(record)
-    elif record._token is not None:
+    else:
         token, record._token = record._token, None
+        assert token is not None
         step.parked += 1
         step.pool.give_back(token)
 

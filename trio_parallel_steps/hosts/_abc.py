@@ -77,11 +77,20 @@ class Run(Protocol):
         """Its part that is Cancelled, and the rest."""
 
     async def checkpoint(self) -> None: ...
+    def may_pass(self) -> bool:
+        """Is the slice not over, and the task not cancelled?  Then a checkpoint may be left out."""
+
+    async def pass_by(self) -> None:
+        """Such a checkpoint, where it may not."""
+
     async def wait_shielded(self, event: Event) -> None:
         """Deaf to cancellations; on asyncio, one that was met is raised after it."""
 
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
     async def run_in_process(self, call: Call) -> Any: ...
+
+
+SLICE: Final = 0.0005  # seconds that may pass between two passes of the scheduler
 
 
 class BaseRun:

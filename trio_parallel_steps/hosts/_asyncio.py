@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_ident
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from ._abc import BaseRun, split, users_frames
+from ._abc import SLICE, BaseRun, split, users_frames
 from ._asyncio_host import AsyncioHost
 from ._asyncio_ledger import CountingLedger
 from ._asyncio_shields import run_in_thread, wait_shielded
@@ -33,7 +34,7 @@ class AsyncioEvent(asyncio.Event):
 class AsyncioRun(BaseRun):
     """What all steps in one event loop share."""
 
-    __slots__ = ("_threads", "_workers", "loop", "now")
+    __slots__ = ("_slice_end", "_threads", "_workers", "loop", "now")
 
     groups_crashes = False  # they go through the loop, as ever
 
@@ -41,6 +42,7 @@ class AsyncioRun(BaseRun):
         super().__init__()
         self.now: Callable[[], float] = loop.time
         self.loop = loop
+        self._slice_end = 0.0
         self._threads: ThreadPoolExecutor | None = None
         self._workers: LoopWorkers | None = None
 
@@ -80,6 +82,13 @@ class AsyncioRun(BaseRun):
 
     async def checkpoint(self) -> None:
         await asyncio.sleep(0)
+
+    def may_pass(self) -> bool:
+        return perf_counter() < self._slice_end
+
+    async def pass_by(self) -> None:
+        await asyncio.sleep(0)
+        self._slice_end = perf_counter() + SLICE
 
     async def wait_shielded(self, event: Event) -> None:
         await wait_shielded(event)

@@ -16,21 +16,34 @@ from collections import deque
 from contextvars import copy_context
 from threading import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 from trio.lowlevel import (
+    Abort,
     RunVar,
     cancel_shielded_checkpoint,
     checkpoint,
+    checkpoint_if_cancelled,
     current_clock,
     current_task,
     disable_ki_protection,
     enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
 )
 
 from .._records import Cause, Record
-from ._abc import BaseRun, await_frames, first_leaf, is_users, split, thread_check, users_frames
+from ._abc import (
+    SLICE,
+    BaseRun,
+    await_frames,
+    first_leaf,
+    is_users,
+    split,
+    thread_check,
+    users_frames,
+)
 from ._trio_runner import Runner, drive
 from ._trio_shared import TrioSharedLedger
 from ._trio_timers import Timers
@@ -47,8 +60,6 @@ protected = enable_ki_protection
 unprotected = disable_ki_protection
 run = trio.run
 CapacityLimiter = trio.CapacityLimiter
-
-SLICE: Final = 0.0005  # seconds
 
 
 class TrioRun(BaseRun):
@@ -116,8 +127,17 @@ class TrioRun(BaseRun):
         with trio.CancelScope(shield=True):
             await event.wait()
 
+    def may_pass(self) -> bool:
+        if current_task()._cancel_status.effectively_cancelled:
+            return False
+        return perf_counter() < self.slice_end
+
+    async def pass_by(self) -> None:
+        await checkpoint_if_cancelled()
+        await self.next_slice()
+
     async def next_slice(self) -> None:
-        """Let the others run, and start a new slice for all runners."""
+        """Let the others run, and start a new slice for all who share it."""
         ended = self._slices
         await cancel_shielded_checkpoint()
         if self._slices == ended:  # the first runner to go on in this pass
@@ -161,9 +181,11 @@ class TrioHost:
         "core",
         "granted",
         "_idle",
+        "_is_leaving",
         "_manager",
         "name",
         "_nursery",
+        "_resting",
         "trio_run",
         "_vacant",
         "now",
@@ -175,6 +197,8 @@ class TrioHost:
         self._idle: trio.Event | None = None
         self.granted: deque[Record] = deque()
         self._vacant = False
+        self._resting: list[trio.lowlevel.Task] = []  # runners without a record
+        self._is_leaving = False
         self.now = run.now
         self.core: StepCore
         self._manager: Any
@@ -204,6 +228,8 @@ class TrioHost:
         except BaseException as crash:
             core.crashed("waiting", crash)
         core.leave_pool()
+        self._is_leaving = True
+        self._end_rest()
         try:
             await self._manager.__aexit__(type(exc) if exc else None, exc, traceback)
         except BaseException as left:  # the caller raises it
@@ -224,7 +250,9 @@ class TrioHost:
 
     def run(self, record: Record) -> None:
         self.granted.append(record)
-        if self._vacant:  # the task that looks can run one
+        if self._resting:
+            reschedule(self._resting.pop())
+        elif self._vacant:  # the task that looks can run one
             self._vacant = False
         else:
             self._nursery.start_soon(Runner(self).run, name=self.name)
@@ -274,6 +302,24 @@ class TrioHost:
         return max(named, key=lambda task: task.context is record._context, default=None)
 
     # ------------------------------------------------------------ its tasks
+
+    async def rest(self) -> Record | None:
+        """For a runner of a step that is fed: the next record, or None at its end."""
+        if self.core.feed is None or self._is_leaving:
+            return None
+        task = current_task()
+
+        def abort(raise_cancel: Callable[[], NoReturn]) -> Abort:
+            self._resting.remove(task)
+            return Abort.SUCCEEDED
+
+        self._resting.append(task)
+        await wait_task_rescheduled(abort)
+        return self.granted.popleft() if self.granted else None
+
+    def _end_rest(self) -> None:
+        while self._resting:
+            reschedule(self._resting.pop())
 
     @enable_ki_protection
     async def _look(self, call: Callable[[], None]) -> None:

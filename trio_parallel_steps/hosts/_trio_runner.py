@@ -62,10 +62,11 @@ class Runner:
     @enable_ki_protection
     async def run(self) -> None:
         """The task: runs a record that the host was granted, and its followers."""
-        core, run, prefix = self._core, self._run, self._prefix
+        core, host, run, prefix = self._core, self._host, self._run, self._prefix
         task = self._task = current_task()
+        own = task.context
         # trio starts tasks in any order; branches start in the order of their admission.
-        record: Record | None = self._host.granted.popleft()
+        record: Record | None = host.granted.popleft()
         context = None
         try:
             while record is not None:
@@ -98,7 +99,12 @@ class Runner:
                             record = core.returned(record, value, instant)
                             if touched:
                                 break
-                            if not self._has_blocked and record and perf_counter() > run.slice_end:
+                            if record is None:
+                                value = context = None
+                                task.context = own  # what has ended is not kept
+                                record = await host.rest()
+                                instant = run.now()
+                            elif not self._has_blocked and perf_counter() > run.slice_end:
                                 await run.next_slice()
                                 instant = run.now()
                 except Exception as exc:
@@ -117,7 +123,7 @@ class Runner:
                     await self._give_way()
         finally:
             # The frame of an error that the user keeps may keep this one: no cycles.
-            del self, core, task, record, context
+            del self, core, host, task, record, context
 
     async def _give_way(self) -> None:
         if not self._has_blocked and perf_counter() > self._run.slice_end:
