@@ -198,6 +198,20 @@ def test_what_the_program_raises_is_a_failure() -> None:
     failed(in_a_group, raises=KeyError)
 
 
+def test_a_check_may_fail_as_pytest_does() -> None:
+    def check(run: Run) -> None:
+        if run.schedule == "1":
+            pytest.fail("not in that order")
+
+    assert failed(interleavings(1, 1), check=check).schedule == "1"
+
+    def stop(_: Run) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explore(interleavings(1), check=stop)
+
+
 def test_a_value_raises_what_the_program_raised() -> None:
     async def program() -> None:
         raise OSError("down")

@@ -207,7 +207,9 @@ class Search:
         if self.check is not None:
             try:
                 self.check(run)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # pytest.fail() raises none but these
                 return error
         return None
 

@@ -39,7 +39,7 @@ def check_invariants(
     - 4: Every branch that was submitted is in its step's result once, with one ending, the one
       told.
     - 5: The outcome is what the branch's own code saw, of functions in `Recorder.watch`.
-    - 6: Nothing starts after its step was stopped.
+    - 6: Nothing starts after its step was stopped, or cancelled from outside.
     - 7: No budget was used beyond its limits, unless its step was breached for that: for `budgets`,
       a mapping from each budget to its limits.
 

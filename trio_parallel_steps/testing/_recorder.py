@@ -4,6 +4,7 @@ What it writes is stable: times count from the first event, keys and reasons are
 no identity or real time is in it; so two runs under the same schedule give the same lines.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, final
@@ -147,6 +148,10 @@ class Recorder(Observer):
             return
         seen.started[branch.key] = seen.started.get(branch.key, 0) + 1
         reason = seen.nursery.statistics().stop_reason
+        if reason is None and trio.current_effective_deadline() == -math.inf:
+            reason = (
+                "cancelled from outside"  # what starts a branch is the task that it will run in
+            )
         if reason is not None or seen.breached:
             self._violations.append(
                 f"6: {branch.key!r} of {seen.nursery.name!r} started after a stop: {reason}"
