@@ -4,13 +4,7 @@ Not imported by ``import trio_parallel_steps``; needs nothing else.  `explore` w
 code.  The pytest fixture is in `trio_parallel_steps.testing.fixtures`.
 """
 
-from ._explore import (
-    Explored as Explored,
-    NotDeterministic as NotDeterministic,
-    ScheduleFailed as ScheduleFailed,
-    explore as explore,
-    replay as replay,
-)
+from ._explore import explore as explore, replay as replay
 from ._faults import (
     Call as Call,
     Cancel as Cancel,
@@ -27,6 +21,11 @@ from ._invariants import (
 )
 from ._recorder import Event as Event, Recorder as Recorder, recorder as recorder
 from ._run import Hang as Hang, Run as Run
+from ._search import (
+    Explored as Explored,
+    NotDeterministic as NotDeterministic,
+    ScheduleFailed as ScheduleFailed,
+)
 from ._stalls import (
     Stalled as Stalled,
     StallWatch as StallWatch,
