@@ -106,7 +106,8 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
 
 def _running() -> Record | None:
     """None outside, and in a task that has outlived the branch, or the try, that it came from."""
-    record = running_record.get(None)
+    running = running_record.get(None)
+    record = None if running is None else running()
     if record is None or record.status is not RUNNING:
         return None
     if record._tries is not None and running_try.get() != record.attempts:

@@ -192,6 +192,7 @@ class Feed:
             await event.wait()
         finally:
             wakers.remove(event)
+            del waiter, event  # what comes out of here may become the branch's: no cycles
 
     def _wakers(self) -> list[Waker]:
         if not (self._in_order and self._line):

@@ -94,9 +94,9 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             )
         options = self._options
         run = current_run(options.host)
-        enclosing = enclosing_branch(run)
         if options.breach is not None and options.breach.reason is not None:
             raise Breached(options.breach.reason)
+        enclosing = enclosing_branch(run)
         if options.budget is not None:
             options.budget._check_thread()
         limiter, pool = _limiter(options.limit, run, enclosing)
@@ -151,7 +151,9 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
                 await go_on(core.join)
             except BaseException as late:  # asyncio: cancelled while it waited for its token
                 outside = outside or [late]
-        core.join = None
+        # What is raised may become the value of the branch around, and keeps this frame: no cycles.
+        core.join = core.parent = None
+        del parent
         options = self._options
         if options.breach is not None:
             del options.breach._steps[core]
