@@ -17,22 +17,25 @@ out.
    WAITS= CUTS= STOPS= how often, AUX (a second task in each branch, which may outlive it),
    ONE_BY_ONE (branches are not submitted all at once), P1= .. P4= (the parent of that branch).
 
-The rest of the switches break a rule each: */
+OUTSIDE_ONLY leaves out what only the core could see: a broken rule is let run on into its deadlock.
 
-/* HOLD                a wait lends nothing                        (rule 4)
-   LEND_INNERMOST      it lends in its own pool, not in the chain  (4)
-   RESUME_WITHOUT_TOKEN  the end of a wait asks for nothing        (4)
-   NO_WITHDRAWAL       a wait leaves the branch's request queued   (5)
-   NO_CIRCLE_CHECK     every wait may begin                        (14)
-   SHORT_CIRCLES_ONLY  only the waiter's own waiters are looked at (14)
-   NOT_ALONE           a weight above the cap never fits           (2)
-   OUTERMOST_ONLY      a grant looks at the root only              (3)
-   NO_RESUME_FIRST     resumers have no precedence                 (7)
-   NO_HEAD             who fits passes who does not                (8)
-   HEIR_UNCHECKED      a token is handed over whatever it weighs   (10)
-   STOPPED_QUEUES      a stopped branch is dropped from the queue  (11)
-   NO_UNBLOCK          nobody looks when a waiter has gone         (15)
-   ENDLESS_WAITS       waits cost nothing: programs need not end   */
+Each switch that is left breaks a rule: of `_admission` (A), of `_parking` (P), or of the above.
+
+   HOLD                  a wait lends nothing                          P1
+   LEND_INNERMOST        it lends in its own pool, not in the chain    P1
+   RESUME_WITHOUT_TOKEN  the end of a wait asks for nothing            P1
+   NO_WITHDRAWAL         a wait leaves the branch's request queued     P3
+   STOPPED_QUEUES        a stopped branch is dropped from the queue    P5
+   NO_CIRCLE_CHECK       every wait may begin                          P6
+   SHORT_CIRCLES_ONLY    only the waiter's own waiters are looked at   P6
+   NOT_ALONE             a weight above the cap never fits             A2
+   OUTERMOST_ONLY        a grant looks at the root only                A2
+   NO_RESUME_FIRST       who resumes has no precedence                 A3
+   NO_HEAD               who fits passes who does not                  A4
+   NO_UNBLOCK            nobody looks when a waiter has gone           A6
+   BORROWERS_UNCHECKED   any token is passed on as if it weighed 1     A8
+   HEIR_UNCHECKED        a token is handed over whatever it weighs     A8
+   ENDLESS_WAITS         waits cost nothing, so programs need not end  3 */
 
 #ifndef N
 #define N 3
