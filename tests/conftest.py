@@ -1,8 +1,12 @@
 """Settings for all tests."""
 
 import signal
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
+
+from clocks import stalls_fail
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would the children of
 # the tests be.  Caught here, it is as it was for those that are executed.
@@ -14,3 +18,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("patient", settings.get_profile("default"), deadline=None)
 if settings.get_current_profile_name() == "default":
     settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_stall_is_a_failure() -> Iterator[None]:
+    with stalls_fail():
+        yield

@@ -218,8 +218,10 @@ class FakeStep:
         """The body has ended: the branch around it waits for what is outstanding."""
         self.core.body_ended()
         parent = self.core.parent
-        if self.core.outstanding and parent is not None:
+        if parent is not None:
             self.core.join = Wait(parent, self.core)
+            if self.core.outstanding:
+                self.core.join.begin()
         self.fake.checkpoint()
 
     def wait(self, key: str, target: Any) -> FakeWait:
@@ -257,6 +259,7 @@ class FakeWait(Wait):
         super().__init__(record, target)
         self.is_asked = False
         self.goes_on = False
+        self.begin()
 
     def set(self) -> None:
         """What it waited for has come, or it is cut short."""

@@ -2731,8 +2731,8 @@ async def pauses_hold_neither_who_resumes_nor_what_is_nested(r: Recorder) -> Non
             limiter.pause("memory")
             await n["b"].wait()
 
-        n.start_soon("a", a)
         n.start_soon("b", r.world.sleep, 3)
+        n.start_soon("a", a)
         await r.world.sleep(0.5)
         n.pause("wait")
         n.start_soon("c", r.world.sleep, 1)

@@ -23,7 +23,7 @@ import attrs
 from fakes import Fake, FakeStep, FakeWait
 from trio_parallel_steps import BranchStatus
 from trio_parallel_steps._admission import RESUMES, Pool
-from trio_parallel_steps._parking import Wait, check_no_circle, is_resuming
+from trio_parallel_steps._parking import check_no_circle, is_resuming
 from trio_parallel_steps._records import Cause
 
 QUEUED = BranchStatus.QUEUED
@@ -69,17 +69,10 @@ class SimWait(FakeWait):
         super().__init__(task.record, target)
         task.sim.waits.setdefault(task.record, []).append(self)
 
-    @classmethod
-    def adopt(cls, wait: Wait, task: Task) -> SimWait:
-        """Instead of one that the core has made."""
-        ours = cls.__new__(cls)
-        ours.record, ours.target = wait.record, wait.target
-        ours.is_over, ours._attempt = wait.is_over, wait._attempt
-        wait.record._waits[wait.record._waits.index(wait)] = ours
-        ours.task, ours.is_exit = task, True
-        ours.goes_on = ours.is_asked = False
-        task.sim.waits.setdefault(task.record, []).append(ours)
-        return ours
+    def begin(self) -> None:
+        super().begin()
+        if not self.is_over:  # of a block: all had ended, and it has not been left yet
+            self.goes_on = self.is_asked = False
 
     def go_on(self) -> None:
         super().go_on()
@@ -193,17 +186,6 @@ class SimStep(FakeStep):
     def wake(self) -> None:
         if isinstance(self.core.join, SimWait):
             self.core.join.set()
-
-    def submit(self, *keys: str, priority: int = 0, weight: int = 1) -> None:
-        before = self.core.join
-        super().submit(*keys, priority=priority, weight=weight)
-        join = self.core.join
-        if join is not before:  # all had ended, and the block has not been left yet
-            assert join is not None
-            assert self.opener is not None
-            ours = SimWait.adopt(join, self.opener)
-            self.core.join = ours
-            self.sim.targets[ours] = self
 
 
 class Simulation:

@@ -30,6 +30,7 @@ from trio_parallel_steps import (
     BranchNursery,
     BranchStatus,
     Breached,
+    Retry,
     StepTimeout,
     abc,
     current_branch,
@@ -514,6 +515,21 @@ def test_awaiting_what_was_cancelled_is_a_cancellation_of_the_body(run: Run) -> 
                 other.cancel()
                 await other
         assert endings(nursery) == {"a": "cancelled"}
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_what_comes_in_the_turn_in_which_a_nested_block_is_left_stalls_nothing(run: Run) -> None:
+    async def nest() -> Any:
+        async with open_branch_nursery() as nursery:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: nursery.start_soon("late", asyncio.sleep, 1, "late"))
+        return nursery.result.outputs
+
+    async def main() -> None:
+        result = await run_branches({"a": nest}, 1)
+        assert result.outputs == {"a": {"late": "late"}}
 
     run(main)
 
@@ -1033,6 +1049,50 @@ def test_a_step_in_a_loop_callback_is_refused_and_sync_calls_are_not(run: Run) -
     run(main)
 
 
+@needs_eager
+def test_an_eager_branch_may_stop_one_that_was_granted_just_before_it() -> None:
+    async def main() -> None:
+        async def stop() -> None:
+            nursery.breach("enough")
+
+        with pytest.raises(Breached) as caught:
+            async with open_branch_nursery(2) as nursery:
+                nursery.start_soon("heavy", asyncio.sleep, 0, weight=2)
+                nursery.start_soon("next", sleep_forever)
+                nursery.start_soon("stop", stop)
+        result: Any = caught.value.result
+        assert {key: ended.status.value for key, ended in result.items()} == {
+            "heavy": "succeeded",
+            "next": "skipped",
+            "stop": "succeeded",
+        }
+        assert nursery.limiter.borrowed_tokens == 0
+
+    on_eager(main)
+
+
+@EVERY_LOOP
+def test_branches_that_would_wait_for_each_other_at_once(run: Run) -> None:
+    """An eager one begins in the midst of the other's wait, which has lent it the token."""
+    refused: list[str] = []
+
+    async def wait_for(key: str) -> None:
+        try:
+            await nurseries[0][key].wait()
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    async def main() -> None:
+        async with open_branch_nursery(1) as nursery:
+            nurseries.append(nursery)
+            nursery.start_soon("a", wait_for, "b")
+            nursery.start_soon("b", wait_for, "a")
+
+    nurseries: list[BranchNursery] = []
+    run(main)
+    assert refused == ["Branch.wait() would wait for ever: 'a' waits for 'b' waits for 'a'"]
+
+
 # ---------------------------------------------------------------- exits
 
 
@@ -1363,6 +1423,76 @@ def test_nothing_of_a_loop_outlives_it() -> None:
     left = set(threading.enumerate()) - before
     for thread in left:
         thread.join()  # hangs, if it is kept
+
+
+# ---------------------------------------------------------------- steps that outlive their branch
+
+
+@EVERY_LOOP
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_step_that_outlives_its_branch_or_its_try_goes_on(run: Run, tries: int) -> None:
+    limiter = BranchLimiter(3)
+
+    async def main() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        left: list[BranchNursery] = []
+        borrowed = []
+
+        async def submit_late(inner: BranchNursery) -> None:
+            await asyncio.sleep(2)
+            inner.start_soon("late", asyncio.sleep, 0)
+            await inner["x"].wait()
+            inner.start_soon("at the last moment", asyncio.sleep, 1)
+            await asyncio.sleep(0.5)
+            borrowed.append(limiter.borrowed_tokens)
+
+        async def leave_behind() -> None:
+            async with open_branch_nursery(limiter) as inner:
+                left.append(inner)
+                inner.start_soon("x", asyncio.sleep, 3)
+                tasks.append(asyncio.create_task(submit_late(inner)))
+
+        async def work() -> None:
+            if left:
+                await asyncio.sleep(4)
+                return
+            tasks.append(asyncio.create_task(leave_behind()))
+            await asyncio.sleep(1)
+            if tries == 2:
+                raise OSError
+
+        async with open_branch_nursery(limiter, policy=COLLECT) as nursery:
+            retry = Retry(on=OSError, wait_initial=0.5, wait_jitter=0)
+            nursery.start_soon("a", work, retry=retry)
+        await asyncio.gather(*tasks)
+        assert endings(nursery) == {"a": "succeeded"}
+        assert nursery.result["a"].attempts == tries
+        assert endings(left[0]) == dict.fromkeys(["x", "late", "at the last moment"], "succeeded")
+        assert borrowed == [tries]  # the next try has lent nothing to it
+        assert limiter.borrowed_tokens == 0
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_a_timeout_in_a_branch_that_waits_for_its_token_goes_through_with_it(run: Run) -> None:
+    limiter = BranchLimiter(1)
+
+    async def main() -> None:
+        async def nest() -> float:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(2), open_branch_nursery(BranchLimiter(1)) as inner:
+                    inner.start_soon("x", asyncio.sleep, 1)
+            assert endings(inner) == {"x": "succeeded"}
+            assert limiter.borrowed_tokens == 1
+            return asyncio.get_running_loop().time()
+
+        async with open_branch_nursery(limiter) as nursery:
+            nursery.start_soon("a", nest)
+            nursery.start_soon("b", asyncio.sleep, 5)
+        assert nursery.result.outputs["a"] == 5
+
+    run(main)
 
 
 # ---------------------------------------------------------------- threads and loops

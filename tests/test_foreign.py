@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from helpers import CANCELLED, SKIPPED, SUCCEEDED, run, statuses
 from trio_parallel_steps import (
     COLLECT,
+    Branch,
     BranchLimiter,
     Breached,
     CancelRule,
@@ -221,6 +222,18 @@ async def test_the_total_can_change(through: str, autojump_clock: MockClock) -> 
         assert limiter.borrowed_tokens == 2
 
 
+async def test_one_that_has_no_token_yet(autojump_clock: MockClock) -> None:
+    limiter = trio.CapacityLimiter(1)
+    limiter.total_tokens = 0
+    async with open_branch_nursery(limiter) as nursery:
+        nursery.start_soon("a", trio.sleep, 1)
+        await trio.sleep(3)
+        assert nursery.explain() == {"a": "limit: 0 of 0 in use"}
+        limiter.total_tokens = 1
+    assert nursery.result["a"].wait_time == 3
+    assert is_idle(limiter)
+
+
 async def test_a_token_entered_by_hand_through_the_nurserys_limiter(
     autojump_clock: MockClock,
 ) -> None:
@@ -310,6 +323,39 @@ async def test_a_stopped_branch_unwinds_over_the_cap(autojump_clock: MockClock) 
         nursery.cancel("outer")
     assert log.names == ["mine", "unwinds at 3.0"]
     assert statuses(nursery.result) == {"outer": SUCCEEDED}
+    assert is_idle(limiter)
+
+
+async def test_one_that_unwinds_over_the_cap_has_nothing_to_hand_on(
+    autojump_clock: MockClock,
+) -> None:
+    limiter = trio.CapacityLimiter(1)
+    log = Log(limiter)
+
+    async def innermost() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(3)
+
+    async def inner() -> None:
+        try:
+            await run_branches({"innermost": innermost})
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)  # "mine" has the token
+
+    async def outer() -> float:
+        async with open_branch_nursery() as nested:
+            branches.append(nested.start_soon("inner", inner))
+        return trio.current_time()
+
+    branches: list[Branch[None]] = []
+    async with trio.open_nursery() as tasks, open_branch_nursery(limiter) as nursery:
+        nursery.start_soon("outer", outer)
+        await wait_all_tasks_blocked()
+        tasks.start_soon(log.task, "mine", 9)
+        await trio.sleep(1)
+        branches[0].cancel()
+    assert nursery.result["outer"].output == 12  # it waited for a token, too
     assert is_idle(limiter)
 
 

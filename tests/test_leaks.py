@@ -24,6 +24,8 @@ from trio_parallel_steps import (
     Breach,
     Breached,
     StepTimeout,
+    hedged,
+    map_branches,
     open_branch_nursery,
     run_branches,
 )
@@ -377,3 +379,53 @@ async def test_listeners_do_not_pile_up(autojump_clock: MockClock) -> None:
         assert not record._done
         assert not core.listeners
         await wait_all_tasks_blocked()
+
+
+# ---------------------------------------------------------------- errors of what is nested
+
+
+async def of_a_block() -> None:
+    async with open_branch_nursery() as nursery:
+        nursery.start_soon("a", fail)
+
+
+async def of_a_breach_tripped_before() -> None:
+    breach = Breach()
+    breach.trip("enough")
+    async with open_branch_nursery(breach=breach):
+        pass
+
+
+async def of_hedged() -> None:
+    await hedged(fail, after=9)()
+
+
+async def of_a_map() -> None:
+    async def fails(item: int) -> None:
+        await fail()
+
+    async with map_branches(fails, range(2)) as results:
+        async for _ in results:
+            pass
+
+
+@pytest.mark.parametrize("nested", [of_a_block, of_a_breach_tripped_before, of_hedged, of_a_map])
+@pytest.mark.usefixtures("no_collector")
+def test_errors_of_what_is_nested_go_with_the_result(
+    nested: Callable[[], Awaitable[None]],
+) -> None:
+    """What is raised there becomes the value of a branch: its frames must not hold that branch."""
+
+    async def main() -> list[weakref.ref[Any]]:
+        things: list[weakref.ref[Any]] = []
+
+        async def outer() -> None:
+            thing = Thing()  # in a frame of the error
+            things.append(weakref.ref(thing))
+            await nested()
+
+        result = await run_branches({"outer": outer}, policy=COLLECT)
+        assert not result.success
+        return things
+
+    assert [thing() for thing in in_a_run(main)] == [None]

@@ -268,6 +268,38 @@ def test_it_can_end_while_it_waits_for_its_token() -> None:
     assert fake.is_idle()
 
 
+def test_a_step_that_outlives_its_branch_takes_what_comes_late() -> None:
+    fake = Fake()
+    step = fake.step(1)
+    step.start("a")
+    nested = step.nest("a")
+    nested.start("x")
+    nested.leave()
+    step.end("a")
+    nested.report("x", "value")
+    nested.submit("y")  # before the block has gone on
+    fake.checkpoint()
+    assert list(nested.running) == ["y"]
+    nested.end("y")
+    assert (step.core.parked, step.core.running) == (0, 0)
+    assert fake.is_idle()
+
+
+def test_who_waits_in_a_step_that_outlives_its_branch_closes_no_circle() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", "b")
+    nested = step.nest("a", fake.pool(1))
+    nested.start("x")
+    step.end("a")
+    wait = nested.wait("x", step["b"])
+    assert not nested.holds("x")
+    step.end("b")
+    assert wait.goes_on
+    nested.end("x")
+    assert fake.is_idle()
+
+
 # ---------------------------------------------------------------- 7. order
 
 
@@ -774,6 +806,25 @@ def test_a_head_that_is_put_behind_them_lets_others_pass() -> None:
     assert list(step.running) == ["a", "b", "light"]
 
 
+def test_a_head_that_one_who_is_stopped_leaves_no_room_for_lets_others_pass() -> None:
+    fake = Fake()
+    outer = fake.step(4)
+    outer.start("a")
+    outer.start("b", weight=2)
+    inner = outer.nest("a", 3)
+    inner.start("x")
+    inner.leave()
+    wait = inner.wait("x", outer["b"])
+    inner.start("heavy", weight=3)
+    outer.start("light")
+    assert list(outer.running) == ["a", "b"]  # behind one who fits below
+    inner.core.cancel(inner["x"], "not needed")
+    wait.set()
+    fake.checkpoint()
+    assert list(outer.running) == ["a", "b", "light"]
+    assert outer.pool.used == 4
+
+
 def test_one_that_is_put_before_the_head_is_granted_if_it_fits() -> None:
     fake = Fake()
     step = fake.step(3)
@@ -836,4 +887,52 @@ def test_a_parked_branch_that_ends_gives_nothing_back_twice() -> None:
     inner.end("x")
     assert list(outer.running) == ["b"]
     outer.end("b")
+    assert fake.is_idle()
+
+
+def test_a_block_that_has_outlived_its_branch_parks_nobody_again() -> None:
+    """All had ended, then the branch around it; and one more comes before the block is left."""
+    fake = Fake()
+    outer = fake.step(1)
+    outer.start("a")
+    inner = outer.nest("a")
+    inner.submit("x")
+    inner.leave()
+    outer.end("a")
+    inner.end("x")
+    inner.submit("y")
+    fake.checkpoint()
+    assert list(inner.running) == ["y"]
+    inner.end("y")
+    assert fake.is_idle()
+
+
+def test_one_that_comes_as_the_block_is_left_with_nothing_outstanding_parks_too() -> None:
+    fake = Fake()
+    outer = fake.step(1)
+    outer.start("a")
+    inner = outer.nest("a")
+    inner.leave()
+    assert outer.holds("a")  # there was nothing to wait for
+    inner.submit("x")
+    fake.checkpoint()
+    assert list(inner.running) == ["x"]
+    inner.end("x")
+    assert outer.holds("a")
+    outer.end("a")
+    assert fake.is_idle()
+
+
+def test_sub_caps_may_be_nested_deep() -> None:
+    """What a grant takes grows with the depth, no faster, and it is no recursion."""
+    fake = Fake()
+    steps = [fake.step(1)]
+    steps[0].start("a")
+    for _ in range(400):
+        steps.append(steps[-1].nest("a", 1))
+        steps[-1].submit("a")
+        steps[-1].leave()
+    assert [step.holds("a") for step in steps] == [False] * 400 + [True]
+    for step in reversed(steps):
+        step.end("a")
     assert fake.is_idle()

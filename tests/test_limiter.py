@@ -262,6 +262,18 @@ async def test_a_task_of_a_branch_can_not_either() -> None:
     await run_branches({"a": spawn}, limiter)
 
 
+async def test_nor_a_sub_cap_of_it() -> None:
+    """It would wait for the token that it holds."""
+
+    async def enter() -> None:
+        async with open_branch_nursery(2) as nested:
+            with pytest.raises(RuntimeError, match="is a sub-cap of one that branch 'a' runs on"):
+                async with nested.limiter:
+                    pass
+
+    await run_branches({"a": enter}, 1)
+
+
 @pytest.mark.parametrize("nested", ["a step", "an entrant"])
 async def test_a_descendant_of_a_branch_can_wait_for_the_limiter_that_it_runs_on(
     nested: str, autojump_clock: MockClock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import tracemalloc
@@ -16,7 +17,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from trio.testing import assert_checkpoints, assert_no_checkpoints
 
-from drivers import EVERY_DRIVER, Driver, World, on_asyncio
+from drivers import EVERY_DRIVER, Driver, World, on_asyncio, run_asyncio
 from helpers import (
     CANCELLED,
     FAILED,
@@ -291,6 +292,23 @@ def test_a_limit_that_changes_is_followed(kind: str) -> None:
             shared.total_tokens = 1
             await trio.sleep(1)
             assert items.pulled == 5
+
+    run(program)
+
+
+@BOTH
+def test_a_limiter_of_the_users_own_bounds_it_too(kind: str) -> None:
+    async def program() -> None:
+        shared = trio.CapacityLimiter(2)
+        items = Pulls(9)
+        seen = Seen()
+        async with map_branches(give, items.as_(kind), shared, observers=[seen]) as results:
+            await trio.sleep(9)
+            assert items.pulled == 2
+            seen.nursery.limiter.total_tokens = 3
+            await trio.sleep(9)
+            assert items.pulled == 3
+            assert len([result async for result in results]) == 9
 
     run(program)
 
@@ -1038,6 +1056,22 @@ def test_completed_of_the_nursery_is_refused() -> None:
     run(program)
 
 
+@IN_ANY_ORDER
+def test_branches_that_an_observer_submits_are_results_too(in_order: bool) -> None:
+    async def program() -> None:
+        seen = Seen()
+
+        def items() -> Iterator[int]:
+            yield 0
+            seen.nursery.start_soon("extra", give, "extra")
+            yield 1
+
+        async with map_branches(give, items(), 1, in_order=in_order, observers=[seen]) as results:
+            assert [result.output async for result in results] == [0, "extra", 1]
+
+    run(program)
+
+
 # ---------------------------------------------------------------- nesting
 
 
@@ -1330,9 +1364,24 @@ def test_on_every_host(driver: Driver, in_order: bool) -> None:
     driver(program)
 
 
-def test_on_asyncio_an_input_whose_task_someone_cancels() -> None:
-    import asyncio
+@EVERY_DRIVER
+@IN_ANY_ORDER
+def test_what_runs_goes_on_after_the_end_of_the_input(driver: Driver, in_order: bool) -> None:
+    async def program(world: World) -> None:
+        async def items() -> AsyncIterator[int]:
+            for n in (3, 2, 1):
+                await world.sleep(0)
+                yield n
 
+        start = world.now()
+        async with map_branches(lambda n: world.give(n, n), items(), in_order=in_order) as results:
+            seen = [(result.output, world.now() - start) async for result in results]
+        assert seen == ([(3, 3), (2, 3), (1, 3)] if in_order else [(1, 1), (2, 2), (3, 3)])
+
+    driver(program)
+
+
+def test_on_asyncio_an_input_whose_task_someone_cancels() -> None:
     async def program(world: World) -> None:
         async def items() -> AsyncIterator[int]:
             yield 1
@@ -1362,3 +1411,23 @@ def test_aclosing_of_ones_own_does_no_harm() -> None:
         assert items.closed
 
     run(program)
+
+
+def test_on_asyncio_an_input_cancelled_with_errors_of_cleanup_is_reported_nowhere_else() -> None:
+    async def fails_when_stopped() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            raise ValueError("cleanup")
+
+    async def items() -> AsyncIterator[int]:
+        await run_branches({"a": fails_when_stopped})
+        yield 0
+
+    async def main() -> None:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with asyncio.timeout(1), map_branches(give, items()) as results:
+                await anext(results)
+        assert caught.group_contains(ValueError, match="cleanup")
+
+    run_asyncio(main, collect=True)

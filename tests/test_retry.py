@@ -1261,7 +1261,20 @@ async def came_through(refs: list[weakref.ref[Any]]) -> BranchNursery:
     return nursery
 
 
-@pytest.mark.parametrize("program", [given_up, stopped, came_through])
+async def came_through_in_time(refs: list[weakref.ref[Any]]) -> BranchNursery:
+    errors: list[Oops] = []
+
+    async def fn() -> None:
+        if len(errors) < 2:
+            errors.append(Oops())
+            raise errors[-1]
+
+    async with open_branch_nursery() as nursery:
+        nursery.start_soon("a", fn, retry=Retry(Oops, wait_initial=1, timeout=3600))
+    return nursery
+
+
+@pytest.mark.parametrize("program", [given_up, stopped, came_through, came_through_in_time])
 @pytest.mark.usefixtures("no_collector")
 def test_nothing_is_kept_alive(program: Callable[[Any], Awaitable[BranchNursery]]) -> None:
     async def main() -> list[weakref.ref[Any]]:

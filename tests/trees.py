@@ -141,6 +141,11 @@ times = st.sampled_from([0, 1, 1, 2, 3])
 caps = st.integers(1, 6)
 sub_caps: st.SearchStrategy[int | None] = st.sampled_from([None, None, 1, 2, 3])
 numbers = st.integers(0, WIDTH - 1)
+widths = [st.integers(1, width) for width in range(1, WIDTH + 1)]
+ranks = st.sampled_from([(p, w) for w in (1, 1, 2, 3) for p in (0, -1, 1)])  # priority and weight
+# Four things that a branch does seldom, each by itself: drawn at once, as most of the time is
+# spent in drawing.
+quirks = st.integers(0, 5**4 - 1).map(lambda drawn: [drawn // 5**n % 5 == 4 for n in range(4)])
 cancellations = st.sampled_from([math.inf, math.inf, math.inf, 0.5, 2.5, 5.5])
 
 
@@ -151,7 +156,7 @@ def programs(draw: st.DrawFn, plain: bool = False) -> Program:
 
     def a_step(depth: int) -> Step:
         nonlocal room
-        width = draw(st.integers(1, min(WIDTH, room)))
+        width = draw(widths[min(WIDTH, room) - 1])
         room -= width
         nodes = tuple(a_node(number, width, depth) for number in range(width))
         nested = depth > 1
@@ -166,15 +171,17 @@ def programs(draw: st.DrawFn, plain: bool = False) -> Program:
 
     def a_node(number: int, width: int, depth: int) -> Node:
         has_step = room > 0 and depth < DEPTH and draw(often)
+        waits, works_after, cancels, fails = draw(quirks)
+        priority, weight = draw(ranks)
         return Node(
             draw(times),
-            draw(numbers) % number if number and draw(seldom) else None,
+            draw(numbers) % number if number and waits else None,
             a_step(depth + 1) if has_step else None,
-            draw(times) if draw(seldom) else 0,
-            draw(numbers) % width if not plain and draw(seldom) else None,
-            fails=not plain and draw(seldom),
-            priority=draw(st.integers(-1, 1)),
-            weight=1 if plain else draw(st.sampled_from([1, 1, 2, 3])),
+            draw(times) if works_after else 0,
+            draw(numbers) % width if not plain and cancels else None,
+            fails=not plain and fails,
+            priority=priority,
+            weight=1 if plain else weight,
         )
 
     return Program(a_step(1), draw(caps), math.inf if plain else draw(cancellations))

@@ -9,8 +9,8 @@
    come; one queue for all steps of a pool.
 4. The first ungated waiter that fits below a pool and does not fit the pool is its head: nothing
    behind it is granted there.
-5. A sub-cap offers its parent the best that it would admit itself.  What makes an offer better is
-   told at once; what makes it worse is found when it is looked at.
+5. A sub-cap offers its parent the best that it would admit itself.  Whatever makes that another,
+   or none, is told at once (`_offer`): an offer that is looked at stands.
 6. Work conserving: after each event, grant until nothing fits.  Submissions are granted at the next
    checkpoint (`kick` asks the host for it), the best first; the end of a branch passes its token on
    at once.
@@ -151,6 +151,7 @@ class Pool:
         "_kicked",
         "_ledger",
         "_queue",
+        "_weight",
         "admitted",
         "cap",
         "gate",
@@ -181,6 +182,7 @@ class Pool:
         self._queue: Queue = Queue()
         self._arrival: Callable[[], int] = count(1).__next__ if parent is None else parent._arrival
         self._entry: Entry | None = None  # a sub-cap's offer, in its parent's queue
+        self._weight: int = 1  # of whom it offers
         self._has_stale: bool = False  # may the queue hold entries of who has gone?
         self._kicked: bool = False  # a dispatch has been asked for and has not come yet
         self._is_plain: bool = self._may_be_plain()
@@ -305,10 +307,11 @@ class Pool:
             is_gone: bool = waiter._entry is not entry
             if is_gone:
                 queue.pop()
-            elif isinstance(waiter, Pool):
-                if waiter._stands_by_offer():
-                    return entry
-            elif entry[0] is RESUMES or (step := waiter._step).paused is None:
+            elif (
+                isinstance(waiter, Pool)
+                or entry[0] is RESUMES
+                or (step := waiter._step).paused is None
+            ):
                 return entry
             else:
                 queue.pop()
@@ -326,12 +329,7 @@ class Pool:
             return None
         if self._is_plain:
             return entry
-        waiter: Any = entry[3]
-        while isinstance(waiter, Pool):
-            entry_below = waiter._queue.peek()
-            assert entry_below is not None
-            waiter = entry_below[3]
-        if not self.fits(waiter._weight):
+        if not self.fits(entry[3]._weight):
             return None
         if self.gate is not None and entry[0] is not RESUMES and not self.gate.is_open(self._look):
             return None
@@ -344,26 +342,23 @@ class Pool:
     def _offer(self) -> None:
         """Tell the parent, and it its own, what we would admit."""
         pool = self
-        while pool.parent is not None:
-            pool._stands_by_offer()
-            pool = pool.parent
+        while (parent := pool.parent) is not None:
+            pool._tell(parent)
+            pool = parent
 
-    def _stands_by_offer(self) -> bool:
-        """Is the offer to the parent what we would admit?  If not, it is made anew."""
-        parent = self.parent
-        assert parent is not None
+    def _tell(self, parent: Pool) -> None:
         best = self._admissible()
         offer = self._entry
-        if best is None:
+        if offer is not None:
+            if best is not None and offer[:3] == best[:3]:
+                return
+            parent._has_stale = True
             self._entry = None
-        elif offer is None or offer[:3] != best[:3]:
+        if best is not None:
             self._entry = (*best[:3], self)
+            self._weight = best[3]._weight
             parent._queue.push(self._entry)
             parent._sweep()
-        else:
-            return True
-        parent._has_stale = parent._has_stale or offer is not None
-        return False
 
     # ------------------------------------------------------------ grants
 
@@ -378,10 +373,7 @@ class Pool:
         """Lend it a token at once, if there is one and nobody waits for it."""
         if self.waiting or self.used >= self.cap or self.paused is not None or not self._is_plain:
             return False
-        assert self._ledger is not None
-        token = waiter._token = Token(waiter)
-        self._ledger.take(token)
-        self.used += 1
+        self._lend_plainly(waiter)
         self.admitted += 1
         return True
 
@@ -407,12 +399,28 @@ class Pool:
         self._kicked = False
         following = None
         while (entry := self._admissible()) is not None:
-            waiter = self._grant(entry)
+            waiter = self._grant_plainly(entry) if self._is_plain else self._grant(entry)
             if following is None and step is waiter._step and waiter.status is QUEUED:
                 following = waiter
             else:
                 waiter._step.granted(waiter)
         return following
+
+    def _grant_plainly(self, entry: Entry) -> Any:
+        waiter = entry[3]
+        self._queue.pop()
+        self.waiting -= 1
+        if entry[0] is not RESUMES:
+            self.admitted += 1
+        self._lend_plainly(waiter)
+        return waiter
+
+    def _lend_plainly(self, waiter: Any) -> None:
+        assert self._ledger is not None
+        token = waiter._token = Token(waiter)
+        waiter._entry = None
+        self._ledger.take(token)
+        self.used += 1
 
     def _grant(self, entry: Entry) -> Any:
         """To the waiter of the best entry: it is taken out, and out of the offers it came by."""
@@ -471,6 +479,10 @@ class Pool:
             for borrower in token.borrowers:
                 ledger.give(borrower)
 
+    def _has_what_was_given(self) -> bool:
+        """Is the token that was released just now still there?"""
+        return True
+
     def _yield_to_others(self) -> None:
         """Nobody else borrows from a ledger of ours."""
 
@@ -481,7 +493,7 @@ class Pool:
             self._take_out(waiter)
         self._use(token, entry=None)._borrow(token)
         waiter._token = token
-        self._offer()
+        self.unblock()
 
     def enter(self, waiter: Waiter, depth: int) -> None:
         """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
@@ -494,24 +506,27 @@ class Pool:
     def pass_on(self, token: Token, step: StepCore, heir: Any = None) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
-        if self._is_plain and token.borrowers is None and self.used <= self.cap:
-            if heir is not None:
-                if heir._step.pool is self:
-                    self._take_out(heir)
-                    token.holder = heir
-                    heir._token = token
-                    heir._step.granted(heir)
-                    return None
-            elif self.waiting and self.paused is None and (entry := self._best()) is not None:
-                waiter = entry[3]
-                if waiter._step is step and waiter.status is QUEUED:
-                    self._queue.pop()
-                    self.waiting -= 1
-                    self.admitted += 1
-                    token.holder = waiter
-                    waiter._entry = None
-                    waiter._token = token
-                    return waiter
+        if self._is_plain and token.borrowers is None:
+            if self.used <= self.cap:
+                if heir is not None:
+                    if heir._step.pool is self:
+                        self._take_out(heir)
+                        token.holder = heir
+                        heir._token = token
+                        heir._step.granted(heir)
+                        return None
+                elif self.waiting and self.paused is None and (entry := self._best()) is not None:
+                    waiter = entry[3]
+                    if waiter._step is step and waiter.status is QUEUED:
+                        self._queue.pop()
+                        self.waiting -= 1
+                        self.admitted += 1
+                        token.holder = waiter
+                        waiter._entry = None
+                        waiter._token = token
+                        return waiter
+            self._release_plainly(token)
+            return self.dispatch(step) if self.waiting else None
         self._release(token)
         if heir is not None:
             self._hand_over(token, heir)
@@ -520,7 +535,7 @@ class Pool:
         return root.dispatch(step)
 
     def _hand_over(self, token: Token, heir: Any) -> None:
-        if token.weight < heir._weight:
+        if token.weight < heir._weight or not self.root()._has_what_was_given():
             return
         pool = heir._step.pool
         if self.is_within(pool) and all(outer.fits(heir._weight) for outer in pool.chain()):
@@ -539,6 +554,14 @@ class Pool:
         root = self.root()
         root._yield_to_others()
         root.dispatch()
+
+    def _release_plainly(self, token: Token) -> None:
+        assert self._ledger is not None
+        self.used -= 1
+        self._ledger.give(token)
+        if self._has_stale and not self.waiting:
+            self._has_stale = False
+            self._queue.sweep()
 
     def _release(self, token: Token) -> None:
         pool = self

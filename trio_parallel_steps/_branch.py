@@ -13,6 +13,7 @@ from .hosts import current_run, protected
 if TYPE_CHECKING:
     from ._core import StepCore
     from ._outcomes import StepResult
+    from ._records import Waker
     from .hosts._abc import Event, Run
 
 T = TypeVar("T")
@@ -82,9 +83,8 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
         waiter = enclosing_branch(run)
         if waiter is not None:
             check_no_circle(waiter, lambda record: record is self, "Branch.wait()", repr(self.key))
-        event = parking_event(run, waiter, self)
         done = self._done = self._done or []
-        done.append(event)
+        event = parking_event(run, waiter, self, done)
         try:
             await event.wait()
         finally:
@@ -106,7 +106,8 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
 
 def _running() -> Record | None:
     """None outside, and in a task that has outlived the branch, or the try, that it came from."""
-    record = running_record.get(None)
+    running = running_record.get(None)
+    record = None if running is None else running()
     if record is None or record.status is not RUNNING:
         return None
     if record._tries is not None and running_try.get() != record.attempts:
@@ -125,7 +126,7 @@ def enclosing_branch(run: Run) -> Branch[Any] | None:
 
 
 class ParkingEvent(Wait):
-    """An event that a branch waits for: parked from its making on."""
+    """An event that a branch waits for, parked."""
 
     __slots__ = ("_event",)
 
@@ -137,9 +138,6 @@ class ParkingEvent(Wait):
         self.end()
         self._event.set()
 
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
     async def wait(self) -> None:
         try:
             await self._event.wait()
@@ -147,8 +145,17 @@ class ParkingEvent(Wait):
             await go_on(self)
 
 
-def parking_event(run: Run, waiter: Record | None, target: Record | StepCore) -> Event:
-    return run.event() if waiter is None else ParkingEvent(waiter, target, run.event())
+def parking_event(
+    run: Run, waiter: Record | None, target: Record | StepCore, wakers: list[Waker]
+) -> Event | ParkingEvent:
+    """One of `wakers`, before its wait begins: an eager branch that then gets the token sees it, if
+    it would wait for the waiter."""
+    if waiter is None:
+        wakers.append(event := run.event())
+        return event
+    wakers.append(parking := ParkingEvent(waiter, target, run.event()))
+    parking.begin()
+    return parking
 
 
 async def go_on(wait: Wait) -> None:

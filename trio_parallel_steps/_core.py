@@ -159,7 +159,8 @@ class StepCore:
         self.crashes: list[BaseException] = []  # out of callbacks: never collected
         self.errors: list[Exception] = []  # of the body, and of a policy that raised
         self.listeners: list[Waker] = []  # set at the next ending, once
-        self.join: parking.Wait | None = None  # of the branch around it, for all of ours
+        # Of the branch around it, for all of ours, while the block is being left.
+        self.join: parking.Wait | None = None
         self._before_stop: tuple[Cause | None, str | None] = (None, None)
         self._asked_on_success: bool = SUCCEEDED in policy.asked_on
 
@@ -169,8 +170,10 @@ class StepCore:
         self._notice()
         self.records[record.key] = record
         self.outstanding += 1
-        if self.join is not None and self.join.is_over:
-            self.join = parking.Wait(self.join.record, self)
+        if self.feed is not None:
+            self.feed.submitted(record)
+        if self.join is not None:
+            self.join.begin()  # if it is over already, or had nothing to wait for
         admissible = self.cause is None
         if admissible:
             if self.rules is not None:
@@ -492,8 +495,7 @@ class StepCore:
 
     def notice_late(self, record: Record) -> None:
         """It waits for its token: has it been told to stop, though nobody has reported it yet?"""
-        if record._cause is None and not self.is_stopping():
-            self._overtaken(record)
+        self._overtaken(record)  # what has been reported lets none wait
 
     def _notice(self) -> None:
         """A deadline or a cancellation from outside that nobody has reported yet."""

@@ -86,7 +86,7 @@ class Feed:
         core = self.core
         if core.cause is not None or self.is_closed or self.is_exhausted:
             return False
-        if len(core.records) >= core.pool.cap:
+        if len(core.records) >= max(1, core.pool.in_use()[1]):
             return False
         return self._ahead is None or self._ahead._entry is None
 
@@ -113,9 +113,6 @@ class Feed:
         )
         root = core.pool.will_dispatch()
         core.submit(record)
-        if self._in_order:
-            self._line.append(record)
-            self.wake()
         root.dispatch()
 
     def exhausted(self) -> None:
@@ -131,6 +128,12 @@ class Feed:
             core.cause, core.reason = Cause.BODY, why
 
     # ------------------------------------------------------------ what the core reports
+
+    def submitted(self, record: Record) -> None:
+        """One of ours, or of an observer's, which has the nursery too."""
+        if self._in_order:
+            self._line.append(record)
+            self.wake()
 
     def begun(self, record: Record) -> None:
         if record is self._ahead:
@@ -183,13 +186,13 @@ class Feed:
         if waiter is not None:
             what = f"the branches of step {core.name!r}"
             check_no_circle(waiter, lambda record: record._step is core, "map_branches()", what)
-        event = parking_event(core.run, waiter, core)
         wakers = self._wakers()
-        wakers.append(event)
+        event = parking_event(core.run, waiter, core, wakers)
         try:
             await event.wait()
         finally:
             wakers.remove(event)
+            del waiter, event  # what comes out of here may become the branch's: no cycles
 
     def _wakers(self) -> list[Waker]:
         if not (self._in_order and self._line):

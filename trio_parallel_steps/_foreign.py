@@ -4,8 +4,9 @@
 2. It is first come first served, between us and the user's own tasks: a token that comes free is
    given back if anyone else waits, or the limit has shrunk, and else passed on from record to
    record.
-3. While records wait, as many requests stand in its line as it could serve at once; they are
-   withdrawn as the queue shrinks.  A token that finds no record is given back.
+3. While records wait, as many requests stand in its line as it could serve at once, and at least
+   one, as it may have none now and some later; they are withdrawn as the queue shrinks.  A token
+   that finds no record is given back.
 4. The branch around the last nested one is handed its token, the borrower and all.
 5. It lends one token at a time, so weights are refused.
 """
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 class SharedLedger(Protocol):
     """The host's side: the limiter, and requests that stand in its line."""
 
-    def take(self, borrower: object) -> None: ...
     def give(self, borrower: object) -> None: ...
-    def available(self) -> int | float: ...
     def set_total(self, total_tokens: int | float) -> None: ...
     def in_use(self) -> tuple[int, int | float]:
         """Tokens borrowed, by whomever, and the total."""
@@ -50,7 +49,7 @@ class ForeignPool(Pool):
     __slots__ = ("_shared", "_spare")
 
     def __init__(self, ledger: SharedLedger, paused: str | None = None) -> None:
-        super().__init__(ledger, inf, paused)
+        super().__init__(None, inf, paused)
         self._shared: SharedLedger = ledger
         self._spare: list[object] = []  # borrowers that no record has got yet
 
@@ -69,6 +68,8 @@ class ForeignPool(Pool):
 
     def set_cap(self, cap: int | float) -> None:
         self._shared.set_total(cap)
+        for step in self.steps:
+            step.cap_changed()
 
     def changed(self) -> None:
         if self.waiting:
@@ -84,7 +85,7 @@ class ForeignPool(Pool):
             if not self._spare and (borrower := self._shared.try_take()) is not None:
                 self._spare.append(borrower)
             if not self._spare:
-                wanted = int(min(self.waiting, self._shared.in_use()[1]))
+                wanted = int(min(self.waiting, max(1, self._shared.in_use()[1])))
                 break
             waiter = self._grant(entry)
             if following is None and step is waiter._step and waiter.status is QUEUED:
@@ -110,6 +111,9 @@ class ForeignPool(Pool):
     def _give(self, token: Token) -> None:
         assert token.borrowers is not None
         self._spare.extend(token.borrowers)
+
+    def _has_what_was_given(self) -> bool:
+        return bool(self._spare)  # not if it ran over the cap
 
     def _yield_to_others(self) -> None:
         if self._spare and self._shared.is_wanted_back():

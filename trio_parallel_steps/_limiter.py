@@ -218,12 +218,15 @@ class BranchLimiter:
             return
         if step.pool.is_within(pool):
             raise RuntimeError(f"{self!r} is the one that branch {branch.key!r} runs on")
+        if step.pool.root() is pool.root():
+            raise RuntimeError(f"{self!r} is a sub-cap of one that branch {branch.key!r} runs on")
 
     @protected
     async def __aenter__(self) -> None:
         """Take a token, waiting for it if need be.  A checkpoint.
 
-        Raises RuntimeError in a task that is in it already, and in a branch that runs on it.
+        Raises RuntimeError in a task that is in it already, and in a branch that runs on it or on
+        one that it is a sub-cap of.
         """
         run = current_run()
         pool = self._bind(run)

@@ -298,8 +298,7 @@ class _Completed:
         if self._position == len(core.endings) and core.outstanding:
             waiter = enclosing_branch(core.run)
             self._check_no_circle(waiter)
-            event = parking_event(core.run, waiter, core)
-            core.listeners.append(event)
+            event = parking_event(core.run, waiter, core, core.listeners)
             try:
                 await event.wait()
             finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypedDict, final
 
 import attrs
@@ -85,11 +86,6 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         self._opened_at: float
         self._opened_at_unix: float
 
-    def pool(self) -> Pool:
-        """What the step's branches will be admitted from, were it opened here."""
-        run = current_run(self._options.host)
-        return _limiter(self._options.limit, run, enclosing_branch(run))[1]
-
     @protected
     async def __aenter__(self) -> BranchNursery:
         if self._nursery is not None:
@@ -98,9 +94,9 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             )
         options = self._options
         run = current_run(options.host)
-        enclosing = enclosing_branch(run)
         if options.breach is not None and options.breach.reason is not None:
             raise Breached(options.breach.reason)
+        enclosing = enclosing_branch(run)
         if options.budget is not None:
             options.budget._check_thread()
         limiter, pool = _limiter(options.limit, run, enclosing)
@@ -145,15 +141,19 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
         core = nursery._core
         left = _body_ended(core, exc)
         parent = enclosing_branch(core.run)
-        if core.outstanding and parent is not None and parent is core.parent:
+        if parent is not None and parent is core.parent:
             core.join = Wait(parent, core)
+            if core.outstanding:
+                core.join.begin()
         outside = await self._host.leave(left, traceback if left is exc else None)
-        if core.join is not None:
+        if core.join is not None and core.join.has_begun:
             try:
                 await go_on(core.join)
             except BaseException as late:  # asyncio: cancelled while it waited for its token
                 outside = outside or [late]
-            core.join = None
+        # What is raised may become the value of the branch around, and keeps this frame: no cycles.
+        core.join = core.parent = None
+        del parent
         options = self._options
         if options.breach is not None:
             del options.breach._steps[core]
@@ -206,6 +206,12 @@ def _limiter(
     return limiter, limiter._bind(run, step.pool)
 
 
+def pool_here(limit: LimitLike, host: str | None) -> Pool:
+    """What the branches of a step opened here would be admitted from."""
+    run = current_run(host)
+    return _limiter(limit, run, enclosing_branch(run))[1]
+
+
 def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | None:
     """Tell the core how the body ended.  Returns what has to go through the host: Cancelled, and
     what no one collects."""
@@ -242,7 +248,7 @@ def open_branch_nursery(
     observers: Iterable[Observer] = (),
     host: str | None = None,
     redeliver: float = math.inf,
-) -> BranchNurseryManager:
+) -> AbstractAsyncContextManager[BranchNursery]:
     """A block in which branches are submitted, run under `limit`, and all have ended when it ends.
 
     `limit` is how many branches may be in flight: an int >= 1, math.inf, or a `BranchLimiter` that

@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 
 
 class Wait:
-    """A wait of a task of the branch, from its making to its `end`."""
+    """A wait of a task of the branch, from `begin` to `end`; it may begin again."""
 
-    __slots__ = ("_attempt", "is_over", "record", "target")
+    __slots__ = ("_attempt", "has_begun", "is_over", "record", "target")
 
     def __init__(self, record: Record, target: Record | StepCore) -> None:
         self.record: Record = record
         self.target: Record | StepCore = target
-        self.is_over: bool = False
+        self.has_begun: bool = False
+        self.is_over: bool = True
         self._attempt: int = record.attempts
-        _begin(record, self)
+
+    def begin(self) -> None:
+        if self.is_over and self.is_of_this_try():
+            self.has_begun = True
+            self.is_over = False
+            _begin(self.record, self)
 
     def what(self) -> str:
         target = self.target
@@ -72,8 +78,9 @@ def _begin(record: Record, wait: Wait) -> None:
     if record._entry is not None:
         step.pool.forget(record)
         _wake(record)
-    elif record._token is not None:
+    else:
         token, record._token = record._token, None
+        assert token is not None
         step.parked += 1
         step.pool.give_back(token)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import enum
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import ref
 
 from ._outcomes import BranchStatus, StepResult
 
@@ -191,8 +192,10 @@ class Record:
 
 
 # Whose code is running: set in the branch's own copy of its context, so tasks and threads that it
-# starts inherit it.
-running_record: Final[contextvars.ContextVar[Record]] = contextvars.ContextVar("running_record")
+# starts inherit it.  Weakly: frames of what it raises may hold a context, so no cycles.
+running_record: Final[contextvars.ContextVar[ref[Record]]] = contextvars.ContextVar(
+    "running_record"
+)
 
 # Which of its tries, for one that may be tried again.
 running_try: Final[contextvars.ContextVar[int]] = contextvars.ContextVar("running_try")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from ._limiter import check_weighs
-from ._open import NurseryOptions, open_branch_nursery
+from ._open import NurseryOptions, open_branch_nursery, pool_here
 from ._retry import Retry, check_retry
 from ._util import check_async_fn, check_int, check_key, check_seconds, expected
 from .hosts import loop_runner, protected
@@ -60,7 +60,7 @@ async def run_branches(
     check_retry(retry)
     manager = open_branch_nursery(limit, **nursery_options)
     if weights:
-        pool = manager.pool()
+        pool = pool_here(limit, nursery_options.get("host"))
         for key, weight in weights.items():
             check_weighs(pool, f"weights[{key!r}]", weight)
     async with manager as nursery:

@@ -71,6 +71,7 @@ def is_tried_again(
     record.status = QUEUED
     record._cause = record._reason = None
     record._context = tries.context.copy()
+    tries.stop_timer()  # of the try that was queued before
     tries.failed(error, status, now + wait)
     tries.timer = step.run.call_at(tries.due, lambda: queue_again(step, record))
     if step.observers:

@@ -12,7 +12,7 @@ from random import random
 from threading import get_ident
 from types import CodeType, CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from .._announce import Announcer
 from .._cpus import usable_cpus
@@ -169,7 +169,7 @@ thread_check: Final[ContextVar[Callable[[], None]]] = ContextVar("thread_check")
 
 def start_call(record: Record) -> Awaitable[Any]:
     """Call the branch's function, in whose context this is."""
-    running_record.set(record)
+    running_record.set(ref(record))
     if record._tries is not None:
         running_try.set(record.attempts)
     async_fn = record._fn

@@ -159,6 +159,8 @@ class AsyncioHost:
             following = self._start(following)
 
     def _start(self, record: Record) -> Record | None:
+        if record.status is not QUEUED:  # skipped by an eager one that was granted just after it
+            return self._core.not_begun(record)
         context = record._context
         assert context is not None
         branch = self._branch(record)
@@ -226,6 +228,8 @@ class AsyncioHost:
     def _beside_done(self, task: asyncio.Task[None]) -> None:
         self._beside = None
         self._tasks -= 1
+        if not task.cancelled():
+            task.exception()  # a cancellation in a group: all else has been told to the core
         if not self._tasks:
             self.wake()
 

@@ -88,7 +88,8 @@ def _check_cancelled(told: list[str]) -> None:
 
 
 def _told_by_step(task: asyncio.Task[Any]) -> bool:
-    record = running_record.get(None)
+    running = running_record.get(None)
+    record = None if running is None else running()
     if record is None or record._place is not task or record._step is None:
         return False
     return record._cause is not None or record._step.is_stopping()

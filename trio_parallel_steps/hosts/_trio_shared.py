@@ -31,14 +31,8 @@ class TrioSharedLedger:
         self._requests: list[trio.CancelScope] = []  # as they were made
         self._asking: set[Borrower] = set()  # those in line, or served just now
 
-    def take(self, borrower: object) -> None:
-        self._limiter.acquire_on_behalf_of_nowait(borrower)
-
     def give(self, borrower: object) -> None:
         self._limiter.release_on_behalf_of(borrower)
-
-    def available(self) -> int | float:
-        return self._limiter.available_tokens
 
     def set_total(self, total_tokens: int | float) -> None:
         self._limiter.total_tokens = total_tokens
