@@ -376,7 +376,8 @@ inline look_around()
 inline force(b)
 {
     use(b);
-    wake(b)
+    wake(b);
+    unblock(root[pool[b]])
 }
 
 inline begin_wait(b)
