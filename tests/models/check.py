@@ -81,7 +81,7 @@ CONFIGURATIONS: Final = [
 ]
 
 BROKEN: Final = [
-    Configuration("HOLD", "N=2 OUTSIDE_ONLY", DEADLOCK),
+    Configuration("HOLD", "N=2 POOLS=1 OUTSIDE_ONLY", DEADLOCK),
     Configuration("LEND_INNERMOST", "N=2 OUTSIDE_ONLY", DEADLOCK),
     Configuration("RESUME_WITHOUT_TOKEN", "N=3 OUTSIDE_ONLY", CAP),
     Configuration("NO_WITHDRAWAL", "N=3 POOLS=1 WAITS=2 CUTS=1 AUX OUTSIDE_ONLY", DEADLOCK),
