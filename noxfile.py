@@ -100,3 +100,9 @@ def bench(session: nox.Session) -> None:
     install(session, "bench", wheel="all")
     for script in sorted((ROOT / "bench").glob("bench_*.py")):
         session.run("python", str(script), *(session.posargs or ["--quick"]))
+
+
+@nox.session
+def model(session: nox.Session) -> None:
+    """Check the model of admission with spin, in minutes: `nox -s model -- two HOLD` for some."""
+    session.run("python", str(ROOT / "tests" / "models" / "check.py"), *session.posargs)

@@ -22,8 +22,9 @@ import attrs
 
 from fakes import Fake, FakeStep, FakeWait
 from trio_parallel_steps import BranchStatus
-from trio_parallel_steps._admission import RESUMES, Pool
+from trio_parallel_steps._admission import Pool
 from trio_parallel_steps._parking import check_no_circle, is_resuming
+from trio_parallel_steps._queue import RESUMES
 from trio_parallel_steps._records import Cause
 
 QUEUED = BranchStatus.QUEUED

@@ -12,7 +12,8 @@ from hypothesis import given, strategies as st
 
 from fakes import StrictLedger
 from trio_parallel_steps import BranchStatus
-from trio_parallel_steps._admission import Entry, Pool, Queue, Token
+from trio_parallel_steps._admission import Pool, Token
+from trio_parallel_steps._queue import Entry, Queue
 
 QUEUED = BranchStatus.QUEUED
 RUNNING = BranchStatus.RUNNING

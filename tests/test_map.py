@@ -840,11 +840,13 @@ def test_a_policy_raises_exceptions_that_were_consumed_but_100_at_most() -> None
         return caught.value
 
     few = run(program, 5)
-    assert sorted(str(error) for error in few.exceptions)[:6] == list("012345")
+    numbers = sorted(int(str(error)) for error in few.exceptions)
+    assert 6 <= len(numbers) <= 8  # two more may be running
+    assert set(numbers) <= set(range(9))
     assert not hasattr(few, "__notes__")
     many = run(program, 500)
     assert len(many.exceptions) == 100
-    assert str(many.exceptions[0]) == "0"
+    assert int(str(many.exceptions[0])) < 3
     assert max(int(str(error)) for error in many.exceptions) >= 500
     (note,) = many.__notes__
     number, _, words = note.partition(" ")

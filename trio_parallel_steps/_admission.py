@@ -19,8 +19,6 @@
 8. The last nested branch hands its token to the branch around it (`heir`), before anyone.
 9. A pause or a rate holds what is queued, never who resumes.  A paused step's waiters are set
    aside, and are never in the way of others.
-10. Entries of a queue are dropped lazily: one that is no longer its waiter's is passed over when it
-    comes up, and swept out before such entries outnumber the rest.
 
 `Waiter` is anything that may be granted a token: a record, or a task that enters a limiter.  While
 all weights are 1 and no sub-caps are there, a pool is plain: who is first fits if anyone does.
@@ -28,12 +26,10 @@ all weights are 1 and no sub-caps are there, a pool is plain: who is first fits 
 
 from __future__ import annotations
 
-from collections import deque
-from heapq import heapify, heappop, heappush
 from itertools import count
-from math import inf
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ._queue import RESUMES, Queue
 from ._records import QUEUED
 
 if TYPE_CHECKING:
@@ -41,9 +37,8 @@ if TYPE_CHECKING:
 
     from ._core import StepCore
     from ._outcomes import BranchStatus
+    from ._queue import Entry
     from ._rate import Gate
-
-RESUMES: Final = -inf  # in place of the negated priority
 
 
 class Token:
@@ -89,55 +84,6 @@ class Ledger(Protocol):
     def give(self, borrower: object) -> None: ...
     def available(self) -> int | float: ...
     def set_total(self, total_tokens: int | float) -> None: ...
-
-
-Entry: TypeAlias = tuple[float, int, int, Any]  # -priority, -depth, arrival, waiter or sub-cap
-
-
-class Queue:
-    """Entries, smallest first.
-
-    What arrives in order, as nearly all does, is appended to a run; the rest goes to a heap.
-    """
-
-    __slots__ = ("_heap", "_run")
-
-    def __init__(self) -> None:
-        self._run: deque[Entry] = deque()
-        self._heap: list[Entry] = []
-
-    def __len__(self) -> int:
-        return len(self._run) + len(self._heap)
-
-    def push(self, entry: Entry) -> None:
-        run = self._run
-        if not run or run[-1] < entry:
-            run.append(entry)
-        else:
-            heappush(self._heap, entry)
-
-    def peek(self) -> Entry | None:
-        run = self._run
-        heap = self._heap
-        if heap and (not run or heap[0] < run[0]):
-            return heap[0]
-        return run[0] if run else None
-
-    def pop(self) -> Entry | None:
-        run = self._run
-        heap = self._heap
-        if heap and (not run or heap[0] < run[0]):
-            return heappop(heap)
-        return run.popleft() if run else None
-
-    def sweep(self) -> None:
-        self._run = deque(filter(is_current, self._run))
-        self._heap = list(filter(is_current, self._heap))
-        heapify(self._heap)
-
-
-def is_current(entry: Entry) -> bool:
-    return entry[3]._entry is entry
 
 
 class Pool:

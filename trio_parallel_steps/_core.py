@@ -37,10 +37,11 @@ from ._tries import end_between, is_tried_again
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from ._admission import Entry, Pool
+    from ._admission import Pool
     from ._announce import Announcer
     from ._feed import Feed, Unconsumed
     from ._outcomes import BranchStatus
+    from ._queue import Entry
     from ._records import Waker
     from ._rules import Rules
     from ._spending import Budget

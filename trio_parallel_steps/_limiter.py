@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import attrs
 
-from ._admission import Entry, Pool, Token
+from ._admission import Pool, Token
 from ._branch import enclosing_branch
 from ._foreign import ForeignPool
 from ._rate import Gate, Rate
@@ -25,6 +25,7 @@ from .hosts import CapacityLimiter, current_run, protected
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from ._queue import Entry
     from .hosts._abc import Run
 
 

@@ -19,9 +19,10 @@ from ._outcomes import BranchStatus, StepResult
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
-    from ._admission import Entry, Token
+    from ._admission import Token
     from ._core import StepCore
     from ._parking import Wait
+    from ._queue import Entry
     from ._tries import Tries
 
 QUEUED: Final = BranchStatus.QUEUED

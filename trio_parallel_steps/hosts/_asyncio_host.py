@@ -159,7 +159,8 @@ class AsyncioHost:
             following = self._start(following)
 
     def _start(self, record: Record) -> Record | None:
-        if record.status is not QUEUED:  # skipped by an eager one that was granted just after it
+        if record.status is not QUEUED:  # pragma: no cover  (3.12+)
+            # Skipped by an eager one that was granted just after it.
             return self._core.not_begun(record)
         context = record._context
         assert context is not None
