@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["build", "tests", "explore", "lint", "typing", "docs"]
+nox.options.sessions = ["build", "tests", "lint", "typing", "docs"]
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 
 PYTHONS = ["3.11", "3.13"]  # the oldest and the newest that we promise
