@@ -265,7 +265,7 @@ class AsyncioHost:
     async def _branch(self, record: Record) -> None:
         now = self.now()
         core = self._core
-        if self.is_cancelled():
+        if now >= self._deadline or (core.parent is not None and self.is_cancelled()):
             core.interrupted()
         if record.status is not QUEUED:
             return
