@@ -14,6 +14,7 @@ from trio_parallel_steps import (
     COLLECT,
     BranchLimiter,
     BranchNursery,
+    Retry,
     StepTimeout,
     open_branch_nursery,
     run_branches,
@@ -162,3 +163,30 @@ async def test_the_result_of_one_that_was_waited_for_is_given(autojump_clock: Mo
         nursery.start_soon("a", wait, nursery)
         nursery.start_soon("b", give_after, 1, "b's")
     assert nursery.result.outputs == {"a": "b's", "b": "b's"}
+
+
+async def test_a_wait_of_an_earlier_try_lends_and_asks_for_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """Its task has outlived the try, and what it waited for ends while the next one runs."""
+    tries = 0
+
+    async def straggle() -> None:
+        await nursery["other"].wait()
+
+    async def flaky() -> tuple[int, int]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            tasks.start_soon(straggle)
+            await trio.sleep(0.5)
+            raise OSError
+        await trio.sleep(2)  # the other one ends meanwhile
+        return nursery.limiter.borrowed_tokens, nursery.limiter.statistics().tasks_waiting
+
+    async with trio.open_nursery() as tasks, open_branch_nursery(2) as nursery:
+        retry = Retry(OSError, wait_initial=0.5, wait_jitter=0)
+        nursery.start_soon("flaky", flaky, retry=retry)
+        nursery.start_soon("other", trio.sleep, 2)
+    assert nursery.result["flaky"].output == (1, 0)
+    assert nursery.limiter.borrowed_tokens == 0
