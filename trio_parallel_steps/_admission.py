@@ -186,9 +186,7 @@ class Pool:
         fits."""
         entry = waiter._entry = (RESUMES, 0, self._arrival(), waiter)
         self._add(entry)
-        root = self.root()
-        if not root._kicked:
-            root.dispatch()
+        self._dispatch_unless_kicked()
 
     def reorder(self, waiter: Waiter, depth: int) -> None:
         """Its priority has changed; it keeps its turn among those of the new one."""
@@ -445,11 +443,14 @@ class Pool:
         """Queue a task, and grant at once what fits, unless who was submitted before has yet to be
         looked at."""
         self.push(waiter, depth)
+        self._dispatch_unless_kicked()
+
+    def _dispatch_unless_kicked(self) -> None:
         root = self.root()
         if not root._kicked:
             root.dispatch()
 
-    def pass_on(self, token: Token, step: StepCore, heir: Any = None) -> Any:
+    def pass_on(self, token: Token, step: StepCore | None, heir: Any = None) -> Any:
         """A place of `step` has come free: the record to run there next, or None and the token goes
         to whoever is next."""
         if self._is_plain and token.borrowers is None:
@@ -496,10 +497,7 @@ class Pool:
                 pool.gate.refund()
 
     def give_back(self, token: Token) -> None:
-        self._release(token)
-        root = self.root()
-        root._yield_to_others()
-        root.dispatch()
+        self.pass_on(token, None)
 
     def _release_plainly(self, token: Token) -> None:
         assert self._ledger is not None

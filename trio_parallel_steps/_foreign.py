@@ -17,13 +17,13 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._admission import Pool
-from ._records import QUEUED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._admission import Token
     from ._core import StepCore
+    from ._queue import Entry
 
 
 class SharedLedger(Protocol):
@@ -78,23 +78,24 @@ class ForeignPool(Pool):
             self._shared.ask(0, self._granted)
 
     def dispatch(self, step: StepCore | None = None) -> Any:
-        self._kicked = False
-        following = None
-        wanted = 0
-        while (entry := self._admissible()) is not None:
-            if not self._spare and (borrower := self._shared.try_take()) is not None:
-                self._spare.append(borrower)
-            if not self._spare:
-                wanted = int(min(self.waiting, max(1, self._shared.in_use()[1])))
-                break
-            waiter = self._grant(entry)
-            if following is None and step is waiter._step and waiter.status is QUEUED:
-                following = waiter
-            else:
-                waiter._step.granted(waiter)
+        following = super().dispatch(step)
         self._return_spare()
+        wanted = 0
+        if super()._admissible() is not None:
+            wanted = int(min(self.waiting, max(1, self._shared.in_use()[1])))
         self._shared.ask(wanted, self._granted)
         return following
+
+    def _admissible(self) -> Entry | None:
+        """If there is a token for it: there is a spare one then."""
+        entry = super()._admissible()
+        if entry is None or self._spare:
+            return entry
+        borrower = self._shared.try_take()
+        if borrower is None:
+            return None
+        self._spare.append(borrower)
+        return entry
 
     def _granted(self, borrower: object) -> None:
         self._spare.append(borrower)
