@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ._core import StepCore
+    from ._meter import Meter
     from ._outcomes import BranchStatus
     from ._queue import Entry
     from ._rate import Gate
@@ -101,6 +102,7 @@ class Pool:
         "admitted",
         "cap",
         "gate",
+        "meter",
         "parent",
         "paused",
         "steps",
@@ -118,6 +120,7 @@ class Pool:
     ) -> None:
         self.cap: int | float = cap
         self.gate: Gate | None = gate  # a rate
+        self.meter: Meter | None = None  # of a limit that moves the cap
         self.parent: Pool | None = parent
         self.used: int = 0
         self.waiting: int = 0  # in its sub-caps too
@@ -154,6 +157,12 @@ class Pool:
         while pool is not None:
             yield pool
             pool = pool.parent
+
+    def meters(self) -> tuple[Meter, ...]:
+        """Of the whole chain."""
+        if self.parent is None:
+            return () if self.meter is None else (self.meter,)
+        return tuple(pool.meter for pool in self.chain() if pool.meter is not None)
 
     def _may_be_plain(self) -> bool:
         return self.parent is None and self.gate is None

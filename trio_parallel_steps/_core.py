@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import _parking as parking
 from ._errors import BudgetExceeded, TooSlowError
 from ._judging import ask_late, judge, judge_reach
+from ._meter import DROPPED, IGNORED, is_backpressure, outcome
 from ._outcomes import said
 from ._policies import EnginePolicy, Tally
 from ._records import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ._admission import Pool
     from ._announce import Announcer
     from ._feed import Feed, Unconsumed
+    from ._meter import Meter
     from ._outcomes import BranchStatus
     from ._queue import Entry
     from ._records import Waker
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ._spending import Budget
     from .abc import Observer
     from .hosts._abc import Host, Run
+    from .limits import Outcome
 
 # What leaves the running branches, or at least the body, alone.
 GOES_ON: Final = frozenset({None, Cause.SATISFIED, Cause.DRAIN})
@@ -79,6 +82,7 @@ class StepCore:
         "is_cleanup",
         "join",
         "listeners",
+        "meters",
         "name",
         "observers",
         "outstanding",
@@ -119,6 +123,7 @@ class StepCore:
     ) -> None:
         self.name: str = name
         self.pool: Pool = pool
+        self.meters: tuple[Meter, ...] = pool.meters()
         self.policy: EnginePolicy = policy
         self.rules: Rules | None = rules
         self.observers: list[Observer] = observers
@@ -212,6 +217,8 @@ class StepCore:
         self.running = running = self.running + 1
         if running - self.parked > self.peak:
             self.peak = running - self.parked
+        for meter in self.meters:
+            meter.began(record, now)
         if self.observers:
             self.tell("branch_started", record)
         if self.feed is not None:
@@ -232,6 +239,7 @@ class StepCore:
     def raised(self, record: Record, error: Exception, now: float) -> Record | None:
         self._notice()
         if record._tries is not None and is_tried_again(self, record, error, FAILED, now):
+            self._measure(record, now, DROPPED if is_backpressure(error) else IGNORED)
             return self._pass_on(record, None)
         if self.is_stopping():
             self.cut += 1
@@ -253,6 +261,7 @@ class StepCore:
         elif cause is Cause.TIMEOUT:
             error = TooSlowError(f"{record.key!r} {record._reason}")
             if record._tries is not None and is_tried_again(self, record, error, TIMED_OUT, now):
+                self._measure(record, now, DROPPED)
                 return self._pass_on(record, None)
             self.failed += 1
             record._value = error
@@ -287,6 +296,8 @@ class StepCore:
         parent = self.parent
         was_parked = parent is not None and bool(parent._waits)
         self._ended(record)
+        if self.meters:
+            self._measure(record, now, outcome(record))
         if self.rules is not None and self.cause is None:
             self._apply_rules(record)
         if self.cause is None and (ask_policy or self.policy.has_goal):
@@ -308,6 +319,14 @@ class StepCore:
         if self.feed is not None:
             self.feed.all_ended()
         self.host.wake()
+
+    def _measure(self, record: Record, now: float, how: Outcome) -> None:
+        for meter in self.meters:
+            try:
+                meter.ended(record, record._weight, now, how)
+            except Exception as exc:
+                self.errors.append(exc)
+                self.stop(Cause.BODY, f"the limit raised {said(exc)}")
 
     def _pass_on(self, record: Record, heir: Record | None) -> Record | None:
         token, record._token = record._token, None

@@ -9,24 +9,31 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Final, TypeAlias, cast, final
 
 import attrs
 
 from ._admission import Pool, Token
 from ._branch import enclosing_branch
+from ._explain import in_seconds
 from ._foreign import ForeignPool
+from ._meter import DROPPED, IGNORED, OK, Meter, is_backpressure
 from ._rate import Gate, Rate
 from ._records import QUEUED, RUNNING, SKIPPED
 from ._stalls import report
-from ._util import check_str, check_tokens, expected
+from ._util import check_int, check_str, check_tokens, expected
 from .hosts import CapacityLimiter, current_run, protected
+from .limits import Limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+    from types import TracebackType
 
     from ._queue import Entry
     from .hosts._abc import Run
+    from .limits import Sample
+
+EXPECTED: Final = "an int >= 1, math.inf or a Limit"
 
 
 @final
@@ -93,6 +100,7 @@ class BranchLimiter:
         "__weakref__",
         "_foreign",
         "_holders",
+        "_limit",
         "_name",
         "_paused",
         "_pool",
@@ -102,9 +110,14 @@ class BranchLimiter:
     )
 
     def __init__(
-        self, total_tokens: int | float, *, name: str | None = None, rate: Rate | None = None
+        self,
+        total_tokens: int | float | Limit,
+        *,
+        name: str | None = None,
+        rate: Rate | None = None,
     ) -> None:
-        self._total_tokens = check_tokens("total_tokens", total_tokens)
+        self._limit = total_tokens if isinstance(total_tokens, Limit) else None
+        self._total_tokens = check_limit("total_tokens", total_tokens)
         self._name = None if name is None else check_str("name", name)
         if not isinstance(rate, Rate | None):
             raise TypeError(expected("rate", "a Rate or None", rate))
@@ -129,14 +142,23 @@ class BranchLimiter:
     @protected
     def total_tokens(self, total_tokens: int | float) -> None:
         check_tokens("total_tokens", total_tokens)
+        if self._limit is not None:
+            raise RuntimeError(f"`total_tokens` is set by {self._limit!r}")
         self._check_thread()
+        self._set_total(total_tokens, "total_tokens was set")
+
+    def _set_total(self, total_tokens: int | float, reason: str) -> None:
         old, self._total_tokens = self.total_tokens, total_tokens
         if self._pool is not None and old != total_tokens:
             self._pool.set_cap(total_tokens)
             for step in self._pool.steps:
                 step.announcer.tell(
-                    step.observers, "limit_changed", self, old, total_tokens, "total_tokens was set"
+                    step.observers, "limit_changed", self, old, total_tokens, reason
                 )
+
+    def _set_by_limit(self, value: int, sample: Sample) -> None:
+        reason = getattr(self._limit, "reason", None) or _what_it_saw(sample)
+        self._set_total(value, f"{type(self._limit).__name__}: {reason}")
 
     @property
     def borrowed_tokens(self) -> int:
@@ -206,7 +228,10 @@ class BranchLimiter:
             return ForeignPool(run.shared_ledger(self._foreign), self._paused)
         ledger = run.ledger(self._total_tokens) if parent is None else None
         gate = None if self._rate is None else Gate(self._rate, run)
-        return Pool(ledger, self._total_tokens, self._paused, parent, gate)
+        pool = Pool(ledger, self._total_tokens, self._paused, parent, gate)
+        if self._limit is not None:
+            pool.meter = Meter(self._limit, pool, self._set_by_limit)
+        return pool
 
     def _check_not_held(self, run: Run) -> None:
         """Who waits for a token of the pool that it holds one of may wait for ever."""
@@ -248,15 +273,31 @@ class BranchLimiter:
             raise
         assert entrant._token is not None
         self._holders[run.current_task()] = entrant._token
+        for meter in pool.meters():
+            meter.entered(entrant._token, run.now())
 
     @protected
-    async def __aexit__(self, *exc: object) -> None:
-        """Give the token back.  Not a checkpoint."""
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give the token back.  Not a checkpoint.
+
+        Raises what the `Limit` raises, if it has one.
+        """
         run = current_run()
         token = self._holders.pop(run.current_task(), None)
-        if token is None or self._pool is None:
+        pool = self._pool
+        if token is None or pool is None:
             raise RuntimeError(f"this task holds no token of {self!r}")
-        self._pool.give_back(token)
+        how = OK if exc is None else DROPPED if is_backpressure(exc) else IGNORED
+        try:
+            for meter in pool.meters():
+                meter.ended(token, 1, run.now(), how)
+        finally:
+            pool.give_back(token)
 
     def __repr__(self) -> str:
         name = "" if self._name is None else f" {self._name!r}"
@@ -279,12 +320,24 @@ def limiter_over(limiter: CapacityLimiter, run: Run) -> BranchLimiter:
     return over
 
 
+def check_limit(name: str, limit: object, what: str = EXPECTED) -> int | float:
+    """The number that it is, or says."""
+    if isinstance(limit, Limit):
+        return check_int(f"{name}.value", limit.value, 1)
+    return check_tokens(name, cast("float", limit), what)
+
+
+def _what_it_saw(sample: Sample) -> str:
+    ended = "was turned away" if sample.outcome is DROPPED else "ended"
+    return f"one {ended} after {in_seconds(sample.latency)}, {sample.in_flight} in flight"
+
+
 def check_weighs(pool: Pool, name: str, weight: int) -> None:
     if weight != 1 and not pool.root().weighs():
         raise ValueError(expected(name, "1, as a trio.CapacityLimiter lends one token", weight))
 
 
-LimitLike: TypeAlias = int | float | BranchLimiter | CapacityLimiter | None
-"""What may be a limit: so many branches in flight (an int >= 1 or math.inf), a pool shared with
-other steps, a `trio.CapacityLimiter` shared with the user's own trio code, or None for the default.
+LimitLike: TypeAlias = int | float | Limit | BranchLimiter | CapacityLimiter | None
+"""What may be a limit: so many branches in flight (an int >= 1 or math.inf), a `Limit` that moves
+that number by what it measures, a pool shared with other steps, a `trio.CapacityLimiter` shared with the user's own trio code, or None for the default.
 """

@@ -18,7 +18,7 @@ from ._breach import Breach
 from ._core import StepCore
 from ._endings import conclude
 from ._errors import Breached
-from ._limiter import BranchLimiter, LimitLike, limiter_over
+from ._limiter import BranchLimiter, LimitLike, check_limit, limiter_over
 from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
 from ._parking import Wait
@@ -26,7 +26,7 @@ from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
 from ._records import Cause
 from ._rules import CancelRule, Rules
 from ._spending import Budget, check_budget
-from ._util import NoPublicConstructor, check_all, check_seconds, check_str, check_tokens, expected
+from ._util import NoPublicConstructor, check_all, check_seconds, check_str, expected
 from .abc import Observer
 from .hosts import CapacityLimiter, check_host, current_run, protected
 
@@ -289,7 +289,7 @@ def open_branch_nursery(
     {0: 0, 1: 1, 2: 4}
     """
     if not isinstance(limit, BranchLimiter | CapacityLimiter | None):
-        check_tokens("limit", limit, "an int >= 1, math.inf or a limiter")
+        check_limit("limit", limit, "an int >= 1, math.inf, a Limit or a limiter")
     check_seconds("fail_after", fail_after)
     check_seconds("move_on_after", move_on_after)
     if fail_after != math.inf and move_on_after != math.inf:

@@ -82,6 +82,8 @@ def _begin(record: Record, wait: Wait) -> None:
         token, record._token = record._token, None
         assert token is not None
         step.parked += 1
+        for meter in step.meters:
+            meter.parked(record, step.run.now())
         step.pool.give_back(token)
 
 
@@ -102,6 +104,8 @@ def is_resuming(record: Record) -> bool:
 def resumed(step: StepCore, record: Record) -> None:
     """It has its token again."""
     step.parked -= 1
+    for meter in step.meters:
+        meter.resumed(record, step.run.now())
     step.note_peak()
     _wake(record)
 
