@@ -339,5 +339,6 @@ def check_weighs(pool: Pool, name: str, weight: int) -> None:
 
 LimitLike: TypeAlias = int | float | Limit | BranchLimiter | CapacityLimiter | None
 """What may be a limit: so many branches in flight (an int >= 1 or math.inf), a `Limit` that moves
-that number by what it measures, a pool shared with other steps, a `trio.CapacityLimiter` shared with the user's own trio code, or None for the default.
+that number by what it measures, a pool shared with other steps, a `trio.CapacityLimiter` shared
+with the user's own trio code, or None for the default.
 """

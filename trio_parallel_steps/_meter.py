@@ -33,7 +33,16 @@ IGNORED: Final = Outcome.IGNORED
 class Meter:
     """Of one pool, in one run of an event loop."""
 
-    __slots__ = ("_began", "_is_broken", "_is_engaged", "_limit", "_parked", "_pool", "_set", "in_flight")
+    __slots__ = (
+        "_began",
+        "_is_broken",
+        "_is_engaged",
+        "_limit",
+        "_parked",
+        "_pool",
+        "_set",
+        "in_flight",
+    )
 
     def __init__(self, limit: Limit, pool: Pool, set_limit: Callable[[int, Sample], None]) -> None:
         self._limit: Limit = limit
