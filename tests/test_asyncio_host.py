@@ -38,6 +38,7 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps.hosts._asyncio_host import AsyncioHost
 
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
@@ -387,6 +388,53 @@ def test_a_cancellation_that_the_body_swallows_is_gone(run: Run) -> None:
         task.cancel()
         with pytest.raises(BranchErrors):
             await task
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_a_cancellation_that_the_block_was_entered_with_is_met_in_it(run: Run) -> None:
+    """As Ctrl-C is, which asyncio makes a cancellation whatever code is running."""
+    nurseries: list[BranchNursery] = []
+
+    async def interrupted() -> None:
+        me().cancel()
+        async with open_branch_nursery() as nursery:
+            nurseries.append(nursery)
+            nursery.start_soon("a", sleep_forever)
+
+    async def main() -> None:
+        task = asyncio.create_task(interrupted())
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert endings(nurseries[0])["a"] in ("cancelled", "skipped")
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_a_cancellation_by_a_signal_as_the_block_is_left_is_met_in_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes between two of the engine's own statements."""
+    looks = AsyncioHost._is_busy
+    signals = [me]
+
+    def is_busy(host: AsyncioHost) -> bool:
+        if signals:
+            signals.pop()().cancel("by a signal")
+        return looks(host)
+
+    async def interrupted() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", sleep_forever)
+            monkeypatch.setattr(AsyncioHost, "_is_busy", is_busy)
+
+    async def main() -> None:
+        task = asyncio.create_task(interrupted())
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not signals
 
     run(main)
 
