@@ -65,7 +65,17 @@ def explore(session: nox.Session) -> None:
     arguments = [argument for argument in session.posargs if argument != "all"]
     chosen = [] if "all" in session.posargs else ["-k", "not all_schedules"]
     env = {"PYTHONSAFEPATH": "1"}
-    session.run("pytest", "-m", "long", *chosen, "tests/test_explored.py", *arguments, env=env)
+    modules = ["tests/test_explored.py", "tests/test_asyncio_schedules.py"]
+    session.run("pytest", "-m", "long", *chosen, *modules, *arguments, env=env)
+
+
+@nox.session(requires=["build"])
+def chaos(session: nox.Session) -> None:
+    """Interrupt programs two thousand times; each has to be gone within a second, so the machine
+    should have nothing else to do.  Arguments go to pytest."""
+    install(session, "test", wheel="all")
+    env = {"PYTHONSAFEPATH": "1"}
+    session.run("pytest", "-m", "long", "tests/test_signals.py", *session.posargs, env=env)
 
 
 @nox.session

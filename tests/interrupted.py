@@ -397,21 +397,25 @@ class Trial:
             return "before"
         return "after" if over and self.sent[0][0] > over[0] else "inside"
 
+    def is_before_end(self, sent: tuple[int, int]) -> bool:
+        """What is sent just before the end may be met after it."""
+        over = self.times("over")
+        return not over or sent[1] + 1e6 < over[0]
+
     def counts(self, what: str) -> Counter[str]:
         return Counter(event[2] for event in self.events if event[1] == what)
 
     def judge(self) -> None:
-        interrupted = self.status == -signal.SIGINT
-        if not interrupted:
-            over = self.times("over")
-            # What is sent just before the end may be met after it.
-            lost = self.sent and (not over or self.sent[0][1] + 1e6 < over[0])
-            self.check(self.status == 0 and not lost, "KeyboardInterrupt", self.status)
+        if not self.sent:
+            self.check(self.status == 0, "it ends by itself", self.status)
+        elif self.is_before_end(self.sent[0]):
+            self.check(self.status == -signal.SIGINT, "KeyboardInterrupt", self.status)
         if not self.times("begins"):
             return
         began, cleaned = self.counts("began"), self.counts("cleaned")
-        complaints = [complaint for complaint in COMPLAINTS if complaint in self.said]
-        self.check(not complaints, "no complaint", *complaints)
+        if all(map(self.is_before_end, self.sent)):  # else what runs programs is interrupted too
+            complaints = [complaint for complaint in COMPLAINTS if complaint in self.said]
+            self.check(not complaints, "no complaint", *complaints)
         self.check(cleaned >= began, "each cleanup is done", began - cleaned)
         started, ended = self.counts("started"), self.counts("ended")
         self.check(started >= began, "what begins was told", began - started)

@@ -4,14 +4,15 @@ A program is plain data: steps, and nodes that become branches.  `Run` interpret
 and is its oracle too, as the code of the branches tells it what happens:
 
 1. Branches that are not parked weigh no more than the cap, in their own pool and all around it;
-   but for one that is heavier than the cap, alone, and those that unwind after a stop.
+   but for one that is heavier than the cap, alone, those that unwind after a stop, and those that
+   ran when the cap was lowered.
 2. What runs holds tokens; once nothing can go on, nobody else does.
 3. Virtual time does not jump while somebody waits whose pools all have room for the heaviest.
 4. Nobody is admitted before who has waited longer and comes first: who goes on, then by priority,
    depth first.
 5. Every key that was submitted is in the result once, and the outcome is what the code saw.
 6. Nothing starts after a stop of its step, or of anything around it.  (Where a cancellation is told
-   once, it goes inward level by level, and what is further in may start meanwhile.)
+   once, one from outside counts when the outermost step has met it.)
 7. What the block raises is what the endings table says.
 8. At the end no token is borrowed and nobody waits.  No program stalls.
 
@@ -74,6 +75,8 @@ class Node(Brief):
     fails: bool = False
     priority: int = 0
     weight: int = 1
+    turns: int = 1  # it works so often so many seconds, before all else
+    signalled: bool = False  # then it waits for an event, that somebody else sets
 
 
 @attrs.frozen(repr=False)
@@ -90,6 +93,7 @@ class Program(Brief):
     root: Step
     cap: int
     cancelled_at: float = math.inf  # from outside, all of it
+    visitors: int = 0  # tasks that are no branches, and come for a token each
 
     def nodes(self) -> Iterator[Node]:
         return _nodes(self.root)
@@ -249,6 +253,8 @@ class Run:
         self._interrupted = False
         self._looked_at = -math.inf
         self._breaches = 0
+        self._shrunk: set[BranchLimiter] = set()
+        self._signal = world.event()
 
     async def __call__(self) -> Run:
         began = self.world.now()
@@ -258,9 +264,16 @@ class Run:
                 self.world.scope(STALLED),
                 self.world.scope(self.program.cancelled_at) as self._outside,
             ):
-                await self._run_step(self.program.root, None, "root")
+                try:
+                    await self._run_visited()
+                finally:
+                    self._outside = None
         except (Exception, BaseExceptionGroup) as exc:
-            if not all(isinstance(leaf, Oops | Breached) for leaf in leaves(exc)):
+            # A scope of asyncio's takes no cancellation that is in a group, beside errors.
+            allowed = (
+                (Oops, Breached, self.world.cancelled) if self.world.edge else (Oops, Breached)
+            )
+            if not all(isinstance(leaf, allowed) for leaf in leaves(exc)):
                 raise
         self.makespan = self.world.now() - began
         live = [traced for traced in self.traced if not traced.left and traced.entered]
@@ -273,6 +286,26 @@ class Run:
         return self
 
     # ------------------------------------------------------------ what the branches do
+
+    async def _run_visited(self) -> None:
+        signalled = any(node.signalled for node in self.program.nodes())
+        if not self.program.visitors and not signalled:
+            await self._run_step(self.program.root, None, "root")
+            return
+        async with self.world.tasks() as start_soon:
+            for _ in range(self.program.visitors):
+                start_soon(self._visit)
+            if signalled:
+                start_soon(self._send)
+            await self._run_step(self.program.root, None, "root")
+
+    async def _visit(self) -> None:
+        async with self.limiter:
+            await self.world.sleep(0)
+
+    async def _send(self) -> None:
+        await self.world.turns(2)
+        self._signal.set()
 
     async def _run_step(self, plan: Step, parent: Traced | None, name: str) -> None:
         limit = self.limiter if parent is None else plan.limit
@@ -346,7 +379,7 @@ class Run:
         told = (traced.told_to_stop, traced.step.stop_reason())
         self.check(told == (False, None), "nothing starts after a stop", traced.key)
         self.check(
-            not self.is_stopped(traced),
+            not self.is_told(traced),
             "nothing starts after a stop of what is around it",
             traced.key,
         )
@@ -367,7 +400,10 @@ class Run:
 
     async def _do(self, traced: Traced) -> None:
         node, siblings = traced.node, traced.step.traced
-        await self._work(node.seconds)
+        for _ in range(node.turns):
+            await self._work(node.seconds)
+        if node.signalled:
+            await self._signal.wait()
         if node.waits_for is not None:
             sibling = siblings[node.waits_for].branch
             self._parks(traced, lambda: sibling.status in ENDED)
@@ -424,9 +460,17 @@ class Run:
         if step.stop_reason() == reason:
             step.breached_for = reason
 
+    def set_cap(self, cap: int) -> None:
+        """Of the limiter around all."""
+        self.tell("gets a limit of", cap)
+        if cap < self.limiter.total_tokens:
+            self._shrunk.add(self.limiter)
+        self.caps[self.limiter] = cap
+        self.limiter.total_tokens = cap
+
     def interrupt(self) -> None:
-        self.tell("interrupted from outside")
         if self._outside is not None:
+            self.tell("interrupted from outside")
             self._interrupted = True
             self._outside.cancel()
 
@@ -448,8 +492,15 @@ class Run:
 
     def is_stopped(self, traced: Traced | None) -> bool:
         """Was it told to stop, or what is around it?"""
-        if self._interrupted or self.world.now() >= self.program.cancelled_at:
-            return True
+        from_outside = self._interrupted or self.world.now() >= self.program.cancelled_at
+        return from_outside or self._is_told(traced)
+
+    def is_told(self, traced: Traced | None) -> bool:
+        """Does the engine know?  Where a cancellation is told once, it is when the task has met it
+        that waits for the outermost step."""
+        return self._is_told(traced) if self.world.edge else self.is_stopped(traced)
+
+    def _is_told(self, traced: Traced | None) -> bool:
         while traced is not None:
             if traced.told_to_stop or traced.step.stop_reason() is not None:
                 return True
@@ -468,13 +519,16 @@ class Run:
             going_on = [traced for traced in active if traced not in stopped]
             unwinding = weight(traced for traced in inside if traced in stopped)
             borrowed = limiter.borrowed_tokens
+            if borrowed <= cap:
+                self._shrunk.discard(limiter)
+            in_cap = limiter in self._shrunk or borrowed - unwinding <= max(cap, self.heaviest)
             self.check(
-                weight(going_on) <= cap or len(going_on) == 1,
+                limiter in self._shrunk or weight(going_on) <= cap or len(going_on) == 1,
                 "active <= cap",
                 limiter,
                 [traced.key for traced in going_on],
             )
-            self.check(borrowed - unwinding <= max(cap, self.heaviest), "borrowed <= cap", limiter)
+            self.check(in_cap, "borrowed <= cap", limiter)
             self.check(weight(active) <= borrowed, "what runs holds tokens", limiter, active)
             if then < now < self.program.cancelled_at:
                 self.check(weight(active) == borrowed, "nobody else does", limiter, active)
