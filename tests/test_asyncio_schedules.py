@@ -16,7 +16,9 @@ and uvloop.  What must hold is told by the oracle of ``trees.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from itertools import count
 from random import Random
@@ -115,45 +117,100 @@ class Schedule:
         acts[self.happened]()
 
 
-def run_schedule(schedule: Schedule) -> Run:
+@pytest.fixture(scope="module")
+def totals() -> Iterator[Counter[str]]:
+    counted = Counter(schedules=0, faults=0, violations=0)
+    yield counted
+    figures.add("explored on asyncio", **counted)
+
+
+def run_schedule(schedule: Schedule, totals: Counter[str]) -> None:
     try:
-        return schedule.run()
+        schedule.run()
     except BaseException as exc:
+        totals["violations"] += 1
         exc.add_note(f"{schedule!r}: {schedule.happened}")
         raise
+    totals["schedules"] += 1
+    totals["faults"] += schedule.happened is not None
 
 
-def explore(programs: dict[str, Program], name: str, schedules: int) -> None:
-    faults: dict[str, int] = {}
-    done = 0
+def explore(program: Program, schedules: int, totals: Counter[str]) -> None:
+    enough = totals["schedules"] + schedules
     for seed in count():
-        calm = Schedule(programs[name], seed)
-        run_schedule(calm)
-        steps = Random(seed).sample(range(calm.steps), min(PER_SEED, calm.steps))
-        for at in steps:
-            schedule = Schedule(programs[name], seed, at)
-            run_schedule(schedule)
-            assert schedule.happened is not None
-            faults[schedule.happened] = faults.get(schedule.happened, 0) + 1
-        done += 1 + len(steps)
-        if done >= schedules:
-            break
-    figures.add(
-        "explored on asyncio",
-        program=name,
-        schedules=done,
-        faults=sum(faults.values()),
-        violations=0,
-    )
+        calm = Schedule(program, seed)
+        run_schedule(calm, totals)
+        for at in Random(seed).sample(range(calm.steps), min(PER_SEED, calm.steps)):
+            run_schedule(Schedule(program, seed, at), totals)
+        if totals["schedules"] >= enough:
+            return
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_stop_in_another_order_keeps_the_invariants(name: str) -> None:
-    explore(PROGRAMS, name, SCHEDULES // len(PROGRAMS))
+def test_a_stop_in_another_order_keeps_the_invariants(name: str, totals: Counter[str]) -> None:
+    explore(PROGRAMS[name], SCHEDULES // len(PROGRAMS), totals)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", PROGRAMS | WIDE)
-def test_many_orders_keep_the_invariants(name: str) -> None:
+def test_many_orders_keep_the_invariants(name: str, totals: Counter[str]) -> None:
     programs = PROGRAMS | WIDE
-    explore(programs, name, MANY // len(programs))
+    explore(programs[name], MANY // len(programs), totals)
+
+
+# ---------------------------------------------------------------- the loop itself
+
+
+def test_the_same_seed_gives_the_same_log() -> None:
+    program = FLAT["three under two"]
+    one, other = (Schedule(program, 3, 10).run() for _ in range(2))
+    assert one.log == other.log
+    assert len({str(Schedule(program, seed).run().log) for seed in range(20)}) > 1
+
+
+def orders(program: Callable[[list[str]], Awaitable[None]]) -> set[str]:
+    """All that it was seen to write, in many orders."""
+    seen = set()
+    for seed in range(100):
+        log: list[str] = []
+        run_asyncio(program, log, loop_factory=partial(ShuffledLoop, seed))
+        seen.add("".join(log))
+    return seen
+
+
+def test_what_goes_on_by_itself_comes_in_any_order() -> None:
+    async def ticks(log: list[str], name: str) -> None:
+        for _ in range(2):
+            await asyncio.sleep(0)
+        log.append(name)
+
+    async def program(log: list[str]) -> None:
+        await asyncio.gather(*(ticks(log, name) for name in "abc"))
+
+    assert len(orders(program)) == 6
+
+
+def test_timers_that_are_due_at_once_come_in_any_order() -> None:
+    async def program(log: list[str]) -> None:
+        for name in "abc":
+            asyncio.get_running_loop().call_later(1, log.append, name)
+        await asyncio.sleep(2)
+
+    assert len(orders(program)) == 6
+
+
+def test_what_one_callback_makes_ready_comes_in_its_order() -> None:
+    async def waits(log: list[str], event: asyncio.Event, name: str) -> None:
+        log.append(name)
+        await event.wait()
+        log.append(name)
+
+    async def program(log: list[str]) -> None:
+        event = asyncio.Event()
+        tasks = [asyncio.ensure_future(waits(log, event, name)) for name in "abc"]
+        await asyncio.sleep(0)
+        event.set()
+        asyncio.get_running_loop().call_soon(log.append, "d")
+        await asyncio.gather(*tasks)
+
+    assert orders(program) == {"abcabcd"}
