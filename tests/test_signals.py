@@ -1,7 +1,8 @@
 """SIGINT at random moments, to programs that run in real time in processes of their own: what must
 hold of each, and how, is told in ``interrupted.py``.
 
-A trial has its signal inside the program; those that came too early or too late count for nothing.
+A trial has its signal inside the program; those that came too early or too late count for nothing,
+and those that CPython has torn are counted apart.
 What is marked `long` is for ``nox -s chaos``: there a program has to be gone within a second, which
 is the promise; elsewhere the machine may be as busy as it likes.
 """
@@ -70,6 +71,7 @@ def note(host: str, trials: list[dict[str, Any]]) -> float:
         sent=sum(trial["sent"] for trial in trials),
         inside=len(met),
         twice=sum(trial["sent"] == 2 for trial in met),
+        torn=sum(trial["where"] == "torn" for trial in trials),
         longest_ms=longest,
         violations=0,
     )
@@ -77,9 +79,9 @@ def note(host: str, trials: list[dict[str, Any]]) -> float:
 
 
 def test_a_signal_at_any_moment_ends_a_program_and_all_its_cleanup_is_done() -> None:
-    run_trials(("trio", 80), ("trio", 80), ("asyncio", 60))
+    run_trials(("trio", 80), ("trio at checkpoints", 80), ("asyncio", 60))
 
 
 @pytest.mark.long
 def test_two_thousand_signals_and_each_program_is_gone_within_a_second() -> None:
-    assert run_trials(("trio", 1_400), ("asyncio", 600)) <= SECOND
+    assert run_trials(("trio", 1_000), ("trio at checkpoints", 500), ("asyncio", 500)) <= SECOND
