@@ -223,7 +223,7 @@ MUTANTS: Final = (
         "_admission.py",
         "if self.waiting or self.used >= self.cap or",
         "if self.used >= self.cap or",
-        ("test_map.py",),
+        ("test_fairness.py", "test_limiter.py", "test_nesting.py"),
     ),
     Mutant(
         "a sweep of the queue loses those whose turn came out of order",
@@ -316,7 +316,7 @@ MUTANTS: Final = (
         "_core.py",
         "if self.closed or self.is_stopping() or self._overtaken(None):",
         "if self.closed or self._overtaken(None):",
-        ("test_endings.py",),
+        ("test_core.py", "test_races.py"),
     ),
     Mutant(
         "the second request to stop a branch wins",
@@ -337,7 +337,7 @@ MUTANTS: Final = (
         "_core.py",
         "elif cause is not Cause.DRAIN:",
         "else:",
-        ("test_breach.py", "test_endings.py"),
+        ("test_budget.py",),
     ),
     Mutant(
         "a satisfied policy stops the body",
@@ -351,7 +351,7 @@ MUTANTS: Final = (
         "_core.py",
         "if self.cause is not Cause.DEADLINE or self.cut:",
         "if self.cause is not None:",
-        ("test_deadlines.py",),
+        ("test_races.py",),
     ),
     Mutant(
         "a timeout of its own that came first is taken for the stop of the step",
@@ -379,7 +379,7 @@ MUTANTS: Final = (
         "_core.py",
         'self.stop(Cause.CRASH, f"{who} raised {said(exc)}")',
         "pass",
-        ("test_endings.py",),
+        ("test_interrupts.py",),
     ),
     Mutant(
         "parked branches count as in flight",
@@ -400,7 +400,7 @@ MUTANTS: Final = (
         "_core.py",
         "record.completion_index = self.ran",
         "record.completion_index = len(self.endings)",
-        ("test_endings.py",),
+        ("test_core.py", "test_outcomes.py", "test_retry.py"),
     ),
     # ------------------------------------------------------------ endings
     Mutant(
