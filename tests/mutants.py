@@ -223,7 +223,7 @@ MUTANTS: Final = (
         "_admission.py",
         "if self.waiting or self.used >= self.cap or",
         "if self.used >= self.cap or",
-        ("test_fairness.py", "test_limiter.py", "test_nesting.py"),
+        ("test_map.py::test_a_branch_of_another_step_that_came_first_goes_first",),
     ),
     Mutant(
         "a sweep of the queue loses those whose turn came out of order",
@@ -280,7 +280,7 @@ MUTANTS: Final = (
         "_parking.py",
         "self.record.status is RUNNING and self.record.attempts == self._attempt",
         "self.record.status is RUNNING",
-        ("test_retry.py",),
+        ("test_nesting.py",),
     ),
     Mutant(
         "a branch that ends while it is parked counts as parked for ever",
@@ -351,7 +351,7 @@ MUTANTS: Final = (
         "_core.py",
         "if self.cause is not Cause.DEADLINE or self.cut:",
         "if self.cause is not None:",
-        ("test_races.py",),
+        ("test_races.py::test_a_deadline_that_cut_nothing_short_is_no_timeout",),
     ),
     Mutant(
         "a timeout of its own that came first is taken for the stop of the step",
@@ -710,7 +710,7 @@ MUTANTS: Final = (
         ("test_endings.py",),
     ),
     Mutant(
-        "a handle that was cancelled says so twice",
+        "a predicate is asked about branches that have ended",
         "_nursery.py",
         "if record._step is not None and predicate(key)",
         "if predicate(key)",
@@ -786,7 +786,7 @@ MUTANTS: Final = (
         "hosts/_trio_runner.py",
         "touched = record._cause is not None or record._timeout != math.inf",
         "touched = record._timeout != math.inf",
-        ("test_races.py",),
+        ("test_races.py::test_what_stopped_one_branch_never_reaches_the_next",),
     ),
     Mutant(
         "the timeout of one branch stops the next",
@@ -807,28 +807,28 @@ MUTANTS: Final = (
         "hosts/_trio_runner.py",
         "task.context = own",
         "pass",
-        ("test_leaks.py",),
+        ("test_map.py::test_what_was_consumed_is_gone_at_once",),
     ),
     Mutant(
         "a branch may leave a scope of its own open in the task of others",
         "hosts/_trio_runner.py",
         "if self._is_misnested:  # this task is retired",
         "if False:",
-        ("test_races.py",),
+        ("test_endings.py::test_a_scope_left_open_fails_its_branch_and_not_the_next",),
     ),
     Mutant(
         "the timeout of a branch goes before a deadline of the step that came first",
         "hosts/_trio.py",
         "if scope.cancel_called and not (root.cancel_called and root.deadline < scope.deadline):",
         "if scope.cancel_called:",
-        ("test_deadlines.py",),
+        ("test_races.py::test_its_own_timeout_after_a_deadline_that_it_is_the_first_to_hear_of",),
     ),
     Mutant(
         "a cancelled wait goes on without its token",
         "hosts/_trio.py",
         "trio.CancelScope(shield=True, deadline=record._place.deadline)",
         "trio.CancelScope(deadline=record._place.deadline)",
-        ("test_lend_and_swap.py",),
+        ("test_nesting.py",),
     ),
     Mutant(
         "branches start in the reverse of the order in which they were admitted",
@@ -863,7 +863,7 @@ MUTANTS: Final = (
         "hosts/_trio.py",
         "trio.to_thread.run_sync(context.run, sync_fn, limiter=unlimited)",
         "trio.to_thread.run_sync(context.run, sync_fn)",
-        ("test_threads.py",),
+        ("test_threads.py::test_no_token_of_trios_own_limiter_is_taken",),
     ),
     # ------------------------------------------------------------ asyncio
     Mutant(
@@ -892,7 +892,9 @@ MUTANTS: Final = (
         "hosts/_asyncio_host.py",
         "if record.status is RUNNING and record not in self._told:",
         "if record.status is RUNNING:",
-        ("test_asyncio_host.py",),
+        (
+            "test_asyncio_host.py::test_cleanup_of_a_cancelled_branch_is_not_interrupted_by_a_stop_of_the_step",
+        ),
     ),
     Mutant(
         "a stop that comes once the body has ended cancels its task",

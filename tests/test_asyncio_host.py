@@ -139,6 +139,23 @@ def test_cleanup_that_awaits_is_not_interrupted(run: Run, how: str) -> None:
 
 
 @EVERY_LOOP
+def test_cleanup_of_a_cancelled_branch_is_not_interrupted_by_a_stop_of_the_step(run: Run) -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", cleans_up, log)
+            await asyncio.sleep(1)
+            nursery.cancel("a")
+            await asyncio.sleep(1)
+            nursery.breach("stop")
+
+    with pytest.raises(Breached):
+        run(main)
+    assert log == ["clean"]
+
+
+@EVERY_LOOP
 def test_requests_are_counted_from_those_there_were_on_entry(run: Run) -> None:
     """A step in the cleanup of a task that has been cancelled already."""
     seen: list[Any] = []

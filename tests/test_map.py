@@ -1273,9 +1273,13 @@ def test_what_was_consumed_is_gone_at_once(kind: str, in_order: bool) -> None:
     class Thing:
         pass
 
+    of_branch: ContextVar[Thing] = ContextVar("of_branch")
+
     async def make(n: int) -> Thing:
         await trio.sleep(1)
-        return Thing()
+        thing = Thing()
+        of_branch.set(thing)
+        return thing
 
     async def program() -> None:
         gc.disable()
