@@ -915,7 +915,7 @@ MUTANTS: Final = (
         "hosts/_asyncio_host.py",
         "        for timer in self._timers.values():\n            timer.cancel()\n",
         "",
-        ("test_asyncio_host.py",),
+        ("test_asyncio_host.py::test_a_deadline_that_comes_once_its_step_was_left_reaches_nobody",),
     ),
     Mutant(
         "the ledger counts tokens that are borrowed, and none that is given back",
@@ -929,7 +929,7 @@ MUTANTS: Final = (
         "hosts/_asyncio_ledger.py",
         "set_total(self, total_tokens: int | float) -> None:\n        self.total = total_tokens",
         "set_total(self, total_tokens: int | float) -> None:\n        pass",
-        ("test_asyncio_host.py",),
+        ("test_asyncio_host.py::test_a_limit_that_has_grown_admits_as_many",),
     ),
     Mutant(
         "a cancellation met while a branch waits for its token is lost",

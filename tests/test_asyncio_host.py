@@ -156,6 +156,36 @@ def test_cleanup_of_a_cancelled_branch_is_not_interrupted_by_a_stop_of_the_step(
 
 
 @EVERY_LOOP
+def test_a_deadline_that_comes_once_its_step_was_left_reaches_nobody(run: Run) -> None:
+    reported: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: reported.append(context))
+        async with open_branch_nursery(fail_after=3) as nursery:
+            nursery.start_soon("a", asyncio.sleep, 1)
+        await asyncio.sleep(9)
+        assert endings(nursery) == {"a": "succeeded"}
+
+    run(main)
+    assert not reported
+
+
+@EVERY_LOOP
+def test_a_limit_that_has_grown_admits_as_many(run: Run) -> None:
+    async def main() -> None:
+        async with open_branch_nursery(1) as nursery:
+            for key in "abc":
+                nursery.start_soon(key, asyncio.sleep, 3)
+            await asyncio.sleep(1)
+            nursery.limiter.total_tokens = 2
+            await asyncio.sleep(1)
+            assert nursery.statistics().running == 2
+
+    run(main)
+
+
+@EVERY_LOOP
 def test_requests_are_counted_from_those_there_were_on_entry(run: Run) -> None:
     """A step in the cleanup of a task that has been cancelled already."""
     seen: list[Any] = []
