@@ -1757,6 +1757,36 @@ def test_a_thread_goes_on_when_its_caller_is_cancelled_and_the_slot_waits_for_it
         runner.run(main())
 
 
+def test_a_timeout_of_ones_own_around_a_thread_goes_before_its_value() -> None:
+    async def main() -> None:
+        gate, started = threading.Event(), threading.Event()
+        scope = asyncio.timeout(None)
+
+        def work() -> None:
+            started.set()
+            gate.wait()
+
+        async def gives_up() -> str:
+            with pytest.raises(TimeoutError):
+                async with scope:
+                    await in_thread(work)()
+            await asyncio.sleep(0)
+            return "went on"
+
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", gives_up)
+            while not started.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            scope.reschedule(asyncio.get_running_loop().time())
+            while not scope.expired():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            gate.set()
+        assert nursery.result["a"].output == "went on"
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
+
+
 def test_an_observer_on_asyncio_sees_no_branch_of_another() -> None:
     """What it is told, it is told outside any branch or in the branch that it is told of."""
     inside: list[tuple[Any, Any]] = []
