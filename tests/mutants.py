@@ -794,7 +794,7 @@ MUTANTS: Final = (
         "hosts/_trio_runner.py",
         "touched = record._cause is not None or record._timeout != math.inf",
         "touched = record._timeout != math.inf",
-        ("test_races.py::test_what_stopped_one_branch_never_reaches_the_next",),
+        ("test_races.py::test_a_cancel_after_the_return_was_under_way_is_too_late",),
     ),
     Mutant(
         "the timeout of one branch stops the next",
