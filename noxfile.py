@@ -78,6 +78,14 @@ def chaos(session: nox.Session) -> None:
     session.run("pytest", "-m", "long", "tests/test_signals.py", *session.posargs, env=env)
 
 
+@nox.session(requires=["build"])
+def mutants(session: nox.Session) -> None:
+    """Break the engine in more than a hundred ways: a test has to fail for each.  It takes some
+    minutes; `nox -s mutants -- token` breaks it in those whose names have that word."""
+    install(session, "test", wheel="all")
+    session.run("python", str(ROOT / "tests" / "mutants.py"), *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format.  `nox -s lint -- --fix` mends what can be mended."""

@@ -1,12 +1,13 @@
 """Settings for all tests."""
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from clocks import stalls_fail
+from clocks import PATIENCE, stalls_fail
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would the children of
 # the tests be.  Caught here, it is as it was for those that are executed.
@@ -22,5 +23,5 @@ if settings.get_current_profile_name() == "default":
 
 @pytest.fixture(autouse=True, scope="session")
 def a_stall_is_a_failure() -> Iterator[None]:
-    with stalls_fail():
+    with stalls_fail(float(os.environ.get("PATIENCE", PATIENCE))):
         yield

@@ -507,7 +507,8 @@ def test_the_asking_branch_succeeds_if_it_returns_and_fails_if_it_raises_somethi
 
 
 @pytest.mark.parametrize(
-    ("how", "status"), [("returns", SUCCEEDED), ("mine", FAILED), ("group", BREACHED)]
+    ("how", "status"),
+    [("returns", SUCCEEDED), ("mine", FAILED), ("group", BREACHED), ("group of more", FAILED)],
 )
 @BOTH
 def test_how_an_asking_branch_ends(driver: Any, how: str, status: Any) -> None:
@@ -522,6 +523,8 @@ def test_how_an_asking_branch_ends(driver: Any, how: str, status: Any) -> None:
                     raise ValueError("mine") from None
                 if how == "group":
                     raise ExceptionGroup("", [ExceptionGroup("", [exc])]) from None
+                if how == "group of more":
+                    raise ExceptionGroup("", [exc, KeyError("mine")]) from None
 
         with pytest.raises(BudgetExceeded) as caught:
             await run_branches({"asks": asks}, budget=budget)

@@ -595,11 +595,12 @@ def test_no_hand_over_by_one_that_has_closed_no_wait() -> None:
     assert step.is_resuming("a")
 
 
-def test_no_hand_over_of_what_does_not_fit_any_more() -> None:
+@pytest.mark.parametrize("sub_cap", [None, 2])
+def test_no_hand_over_of_what_does_not_fit_any_more(sub_cap: int | None) -> None:
     fake = Fake()
     step = fake.step(2)
     step.start("a", "b")
-    inner = step.nest("a")
+    inner = step.nest("a", sub_cap)
     inner.submit("x")
     inner.leave()
     step.pool.set_cap(1)
@@ -648,12 +649,16 @@ def test_a_stopped_branch_waits_for_no_token_and_counts_until_it_has_ended(how: 
     assert fake.is_idle()
 
 
-def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends() -> None:
+@pytest.mark.parametrize("how", ["cancelled", "breached"])
+def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends(how: str) -> None:
     fake = Fake()
     step = fake.step(1)
     step.start("a", "b", "c")
     wait = step.wait("a", step["b"])
-    step.core.cancel(step["a"], "why")
+    if how == "cancelled":
+        step.core.cancel(step["a"], "why")
+    else:
+        step.core.stop(Cause.BREACH, "why")
     assert not wait.goes_on
     wait.set()  # cut short by the cancellation
     assert wait.goes_on
@@ -661,7 +666,8 @@ def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends(
     step.end("a", None)
     assert list(step.running) == ["b"]
     step.end("b")
-    step.end("c")
+    if how == "cancelled":
+        step.end("c")
     assert fake.is_idle()
 
 
