@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 GOES_ON: Final = frozenset({None, Cause.SATISFIED, Cause.DRAIN})
 
 CANCELLED_FROM_OUTSIDE: Final = "cancelled from outside"
+HOST_GAVE_UP: Final = "a task that branches ran in could not be ended"  # as of a nursery left open
 
 
 class StepCore:
@@ -476,7 +477,7 @@ class StepCore:
     def why(self, cause: Cause) -> str:
         if cause is Cause.DEADLINE:
             return f"step timed out after {self.timeout} s"
-        return CANCELLED_FROM_OUTSIDE
+        return HOST_GAVE_UP if cause is Cause.CRASH else CANCELLED_FROM_OUTSIDE
 
     def stop(self, cause: Cause, reason: str) -> bool:
         """Tell the step to stop.  True if it was the first request (a satisfied policy does not
