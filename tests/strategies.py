@@ -416,7 +416,8 @@ class Interpreter:
         already_tripped = self.switch.reason
         leaving = ExitStack()
         try:
-            async with open_branch_nursery(
+            reactor = Reactor(self, watched, plan.reactions)
+            step = open_branch_nursery(
                 limiter if isinstance(limit, str) else limit,
                 name=name,
                 policy=POLICIES[plan.policy],
@@ -424,8 +425,9 @@ class Interpreter:
                 move_on_after=plan.move_on_after,
                 cancel_rules=plan.rules,
                 breach=self.switch if plan.on_switch else None,
-                observers=[watched.recorder, Reactor(self, watched, plan.reactions)],
-            ) as nursery:
+                observers=[self.oracle.recorded, watched.listener, reactor],
+            )
+            async with self.oracle.recorded.watch_step(step) as nursery:
                 watched.opened(nursery)
                 try:
                     for op in plan.body:
@@ -489,7 +491,7 @@ class Interpreter:
         with watched.submitting(key, plan.timeout, plan.weight):
             branch = watched.nursery.start_soon(
                 key,
-                self.run_branch,
+                self.oracle.recorded.watch(self.run_branch),
                 watched,
                 key,
                 plan,

@@ -13,7 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 from trio.testing import MockClock
 
-from explorer import schedule
+from clocks import schedule
 from oracle import Oracle
 from strategies import Interpreter, Oops, Program, limits, priorities, programs
 from trio_parallel_steps import (
