@@ -110,6 +110,7 @@ class Oracle:
         self.violations: list[str] = []
         self.log: list[tuple[object, ...]] = []
         self.recorded = recorder(heaviest=HEAVIEST)
+        self.observers: list[abc.Observer] = [self.recorded]  # of every step
         self.limiters: dict[BranchLimiter, WatchedLimiter] = {}
         self.steps: list[WatchedStep] = []
         self.lent: list[Lent] = []

@@ -425,7 +425,7 @@ class Interpreter:
                 move_on_after=plan.move_on_after,
                 cancel_rules=plan.rules,
                 breach=self.switch if plan.on_switch else None,
-                observers=[self.oracle.recorded, watched.listener, reactor],
+                observers=[*self.oracle.observers, watched.listener, reactor],
             )
             async with self.oracle.recorded.watch_step(step) as nursery:
                 watched.opened(nursery)

@@ -5,9 +5,11 @@ The numbers are those of the list in the docs.  A recorder is told of events, an
 - That nothing waits for what is there (2) while time passes (9) is for `assert_no_stall`, which
   looks on between them.
 - That the same schedule gives the same events (8) is told by comparing `Recorder.lines`.
-- Of a deadline, a policy and the weights and timeouts of branches nobody outside is told: a start
-  after a deadline is seen once the step was stopped for it, and whether failures had to be raised
-  not at all.
+- Of a deadline, a policy, and the weights and timeouts of branches nobody outside is told.  So a
+  start after a deadline is seen only once the step was stopped for it, whether a policy had to
+  raise failures is not seen at all, and who comes first neither.
+- An observer that submits branches is told of them later than they come: the order in the result
+  is not compared.
 """
 
 import asyncio
@@ -210,7 +212,8 @@ def _raised(recorder: Recorder, left: Left) -> Iterator[str]:
     if isinstance(raised, Breached) and seen.breached_for != [raised.reason]:
         yield f"12: {name!r} raised {raised!r}, and was breached for {seen.breached_for}"
     shown = _leaves(raised if isinstance(raised, BranchErrors) else raised.__cause__)
-    of_branches = [leaf for error in result.errors.values() for leaf in _leaves(error)]
+    endings = [ended for told in seen.endings.values() for ended in told]
+    of_branches = [leaf for ended in endings for leaf in _leaves(ended.exception)]
     for leaf in shown:
         if not isinstance(leaf, BranchNotDone) and not _is_in(leaf, of_body + of_branches):
             yield f"12: {name!r} raised {leaf!r}, which no branch of it has, nor its body"
