@@ -171,13 +171,20 @@ def run_some_of_kind(name: str, schedules: int, seed: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", WIDE)
 def test_many_schedules_with_faults(name: str) -> None:
-    run_some(WIDE[name], 5_000, seed=1)
+    run_some(WIDE[name], 2_500, seed=1)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_many_schedules_of_every_part_with_faults(name: str) -> None:
-    run_some_of_kind(name, 2_000, seed=1)
+    run_some_of_kind(name, 1_000, seed=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("branches", [2, 3])
+def test_a_fault_in_all_schedules_of_full_bodies(branches: int, fault: str) -> None:
+    assert run_all(Fan(branches, 3, nested=1), FAULTS[fault]).complete
 
 
 @pytest.mark.long
