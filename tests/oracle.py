@@ -337,7 +337,6 @@ class Trace:
     has_lent: bool = False
     entered_at: float | None = None
     left_at: float | None = None
-    value: object = None
     error: BaseException | None = None
 
 
@@ -392,8 +391,6 @@ class WatchedStep:
         self.nursery: BranchNursery | None = None
         self.is_open = False
         self.is_paused = False
-        self.was_refused = False  # its switch had been tripped
-        self.body_error: Exception | None = None
         self.opened_at = 0.0
         self.branches: list[Branch[Any]] = []
         self.traces: dict[Hashable, Trace] = {}
@@ -495,9 +492,9 @@ class WatchedStep:
         trace.left_at = self.oracle.now()
         return trace
 
-    def returned(self, key: str, value: object) -> None:
+    def returned(self, key: str) -> None:
         self.oracle.tell("returns", key)
-        self._left(key).value = value
+        self._left(key)
 
     def left(self, key: str, exc: BaseException) -> None:
         self.oracle.tell("raises", key, type(exc).__name__)

@@ -432,9 +432,6 @@ class Interpreter:
                 try:
                     for op in plan.body:
                         await self.do(op, watched, around)
-                except Oops as oops:
-                    watched.body_error = oops
-                    raise
                 finally:
                     if around is not None:
                         leaving.enter_context(
@@ -448,7 +445,6 @@ class Interpreter:
                 assert plan.on_switch
                 assert isinstance(exc, Breached)
                 assert exc.reason == already_tripped
-                watched.was_refused = True
             else:
                 watched.closed(exc)
             raise
@@ -481,7 +477,7 @@ class Interpreter:
         except BaseException as exc:
             watched.left(key, exc)
             raise
-        watched.returned(key, number)
+        watched.returned(key)
         return number
 
     def spawn(self, watched: WatchedStep, plan: BranchPlan) -> Branch[int]:

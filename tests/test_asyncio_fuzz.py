@@ -61,8 +61,7 @@ class Did:
     """What a branch's own code did."""
 
     started: bool = False
-    ending: str | None = None  # 'returned', 'raised' or 'cancelled'
-    value: Any = None
+    cancelled: bool = False
 
 
 @attrs.define
@@ -200,16 +199,10 @@ class OneStep:
         self.pool.running += 1
         self.pool.check()
         try:
-            did.value = await self.code(random)
+            return await self.code(random)
         except asyncio.CancelledError:
-            did.ending = "cancelled"
+            did.cancelled = True
             raise
-        except Failed as exc:
-            did.ending, did.value = "raised", exc
-            raise
-        else:
-            did.ending = "returned"
-            return -1 if did.value is None else int(did.value)
         finally:
             self.pool.running -= 1
 
@@ -254,7 +247,7 @@ class OneStep:
         assert ended.attempts == (1 if did.started else 0)
         if ended.status not in (BranchStatus.SUCCEEDED, BranchStatus.FAILED):
             assert ended.reason
-            assert did.ending in (None, "cancelled")
+            assert did.cancelled is did.started
         assert ended.submitted_at <= (ended.started_at or ended.ended_at) <= ended.ended_at
 
     def check_left(self, result: ParallelResult[Any, Any]) -> None:
