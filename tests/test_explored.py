@@ -30,10 +30,7 @@ from trio_parallel_steps.testing import Explored, Fault, Run, explore, replay
 def run_all(program: Fan, *faults: Fault) -> Explored:
     explored = untraced_explore(program, check=check_fan, faults=faults, raises=RAISED)
     figures.add(
-        "explored, all schedules",
-        program=repr(program),
-        schedules=explored.schedules,
-        faults=explored.with_faults,
+        "explored, all schedules", schedules=explored.schedules, faults=explored.with_faults
     )
     return explored
 

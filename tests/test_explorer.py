@@ -141,7 +141,7 @@ def test_a_stop_or_a_change_at_any_step_keeps_the_invariants(name: str) -> None:
         program, check=note, schedules=steps * len(FAULTS), seed=1, faults=FAULTS
     )
     assert len(seen) > steps * len(FAULTS) * 0.8  # some schedules are shorter
-    figures.add("explored, trees", schedules=explored.schedules, faults=explored.with_faults)
+    figures.add("explored, seeded", schedules=explored.schedules, faults=explored.with_faults)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
