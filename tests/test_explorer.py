@@ -15,6 +15,8 @@ from programs import untraced_explore
 from trees import Node, Program, Run, Step
 from trio_parallel_steps.testing import Call, Run as Explored, explore, expose, replay
 
+ROUNDS = 2  # of each fault before each step: 2,000 schedules of all programs together
+
 LEAF = Node()
 LONG = Node(seconds=2)
 PAIR = Node(step=Step((LEAF, LONG)))
@@ -138,7 +140,7 @@ def test_a_stop_or_a_change_at_any_step_keeps_the_invariants(name: str) -> None:
 
     steps = replay(program, "-", check=check).value
     explored = untraced_explore(
-        program, check=note, schedules=steps * len(FAULTS), seed=1, faults=FAULTS
+        program, check=note, schedules=ROUNDS * steps * len(FAULTS), seed=1, faults=FAULTS
     )
     assert len(seen) > steps * len(FAULTS) * 0.8  # some schedules are shorter
     figures.add("explored, seeded", schedules=explored.schedules, faults=explored.with_faults)
