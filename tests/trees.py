@@ -10,7 +10,8 @@ each thing that the code of the branches does:
 3. Virtual time does not jump while somebody waits whose pools all have room for the heaviest.
 4. Nobody is admitted before who has waited longer and comes first: who goes on, then by priority,
    depth first.
-5. A branch is skipped, cancelled or breached only if it, or what is around it, was stopped.
+5. The result is in the order of submission.  A branch is skipped, cancelled or breached only if it,
+   or what is around it, was stopped.
 6. Nothing starts after a stop of its step, or of anything around it.  (Where a cancellation is told
    once, it goes inward level by level, and what is further in may start meanwhile.)
 7. The block raises what its policy says.
@@ -523,6 +524,8 @@ class Run:
         self._resumes(step.parent)
         self.tell("closed", step.name, type(raised).__name__, step.stop_reason())
         result = step.nursery.result
+        keys = [traced.key for traced in step.traced]
+        self.check(list(result) == keys, "in the order of submission", list(result), keys)
         for traced in step.traced:
             self._check_outcome(traced, result[traced.key])
         if not self.is_stopped(step.parent):
