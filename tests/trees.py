@@ -1,7 +1,8 @@
 """Random programs whose branches nest, and what must hold of each, on any host.
 
 A program is plain data: steps, and nodes that become branches.  `Run` interprets it in a `World`,
-and is its oracle too, as the code of the branches tells it what happens:
+and is its oracle too: beside what `check_invariants` checks on its recorder's log, it looks on at
+each thing that the code of the branches does:
 
 1. Branches that are not parked weigh no more than the cap, in their own pool and all around it;
    but for one that is heavier than the cap, alone, those that unwind after a stop, and those that
@@ -10,10 +11,11 @@ and is its oracle too, as the code of the branches tells it what happens:
 3. Virtual time does not jump while somebody waits whose pools all have room for the heaviest.
 4. Nobody is admitted before who has waited longer and comes first: who goes on, then by priority,
    depth first.
-5. Every key that was submitted is in the result once, and the outcome is what the code saw.
+5. The result is in the order of submission.  A branch is skipped, cancelled or breached only if it,
+   or what is around it, was stopped.
 6. Nothing starts after a stop of its step, or of anything around it.  (Where a cancellation is told
    once, one from outside counts when the outermost step has met it.)
-7. What the block raises is what the endings table says.
+7. The block raises what its policy says.
 8. At the end no token is borrowed and nobody waits.  No program stalls.
 
 Times are small whole numbers of virtual seconds, so that events fall on the same instant often.
@@ -29,7 +31,7 @@ import attrs
 from hypothesis import strategies as st
 
 from drivers import World
-from oracle import BREACHED, CANCELLED, ENDED, FAILED, QUEUED, SKIPPED, SUCCEEDED, leaves
+from oracle import BREACHED, CANCELLED, ENDED, FAILED, QUEUED, SUCCEEDED, broken, leaves
 from trio_parallel_steps import (
     COLLECT,
     FAIL_FAST,
@@ -42,6 +44,7 @@ from trio_parallel_steps import (
     StepResult,
     open_branch_nursery,
 )
+from trio_parallel_steps.testing import recorder
 
 STALLED: Final = 1e6  # virtual seconds; no program has that much to do
 
@@ -244,6 +247,7 @@ class Run:
         self.limiter = BranchLimiter(program.cap, name="root")
         self.caps: dict[BranchLimiter, int] = {}
         self.heaviest = max(node.weight for node in program.nodes())
+        self.recorded = recorder(heaviest=self.heaviest)
         self.traced: list[Traced] = []
         self.steps: list[TracedStep] = []
         self.violations: list[str] = []
@@ -315,7 +319,8 @@ class Run:
         policy = FAIL_FAST if plan.fail_fast else COLLECT
         step = None
         try:
-            async with open_branch_nursery(limit, name=name, policy=policy) as nursery:
+            opened = open_branch_nursery(limit, name=name, policy=policy, observers=[self.recorded])
+            async with self.recorded.watch_step(opened) as nursery:
                 step = self._opened(plan, parent, name, nursery)
                 try:
                     for number, node in enumerate(plan.nodes):
@@ -352,7 +357,11 @@ class Run:
     def _submit(self, step: TracedStep, key: str, node: Node) -> None:
         traced = Traced(key, node, step)
         traced.branch = step.nursery.start_soon(
-            key, self._run_branch, traced, priority=node.priority, weight=node.weight
+            key,
+            self.recorded.watch(self._run_branch),
+            traced,
+            priority=node.priority,
+            weight=node.weight,
         )
         step.traced.append(traced)
         self.traced.append(traced)
@@ -485,10 +494,10 @@ class Run:
         self.look()
 
     def verdict(self) -> None:
-        if self.violations:
+        if violations := dict.fromkeys([*self.violations, *broken(self.recorded)]):
             log = "\n".join("  ".join(map(str, event)) for event in self.log)
-            violations = "\n".join(dict.fromkeys(self.violations))
-            raise AssertionError(f"{violations}\n\n{self.program}\n\nWhat happened:\n{log}")
+            said = "\n".join(violations)
+            raise AssertionError(f"{said}\n\n{self.program}\n\nWhat happened:\n{log}")
 
     def is_stopped(self, traced: Traced | None) -> bool:
         """Was it told to stop, or what is around it?"""
@@ -570,7 +579,7 @@ class Run:
         self.tell("closed", step.name, type(raised).__name__, step.stop_reason())
         result = step.nursery.result
         keys = [traced.key for traced in step.traced]
-        self.check(list(result) == keys, "every key is in the result once", list(result), keys)
+        self.check(list(result) == keys, "in the order of submission", list(result), keys)
         for traced in step.traced:
             self._check_outcome(traced, result[traced.key])
         if not self.is_stopped(step.parent):
@@ -578,18 +587,9 @@ class Run:
 
     def _check_outcome(self, traced: Traced, result: StepResult[str]) -> None:
         if not traced.entered:
-            self.check(result.status is SKIPPED, "what never ran is skipped", result)
             self.check(self.is_stopped(traced), "skipped only if stopped", result)
-        elif traced.error is None:
-            self.check(result.status is SUCCEEDED, "it returned", result)
-            self.check(result.output == traced.key, "that", result)
-        elif errors := [
-            leaf for leaf in leaves(traced.error) if not isinstance(leaf, self.world.cancelled)
-        ]:
-            self.check(result.status is FAILED, "it raised", result)
-            self.check(leaves(result.exception) == errors, "that", result, errors)
-        else:
-            self.check(result.status in (CANCELLED, BREACHED), "only Cancelled came out", result)
+        elif result.status is not SUCCEEDED and result.status is not FAILED:
+            self.check(result.status in (CANCELLED, BREACHED), "no deadline is set", result)
             self.check(self.is_stopped(traced), "cancelled only if stopped", result)
             if result.status is BREACHED:
                 self.check(result.reason == traced.step.breached_for, "why", result)
