@@ -29,6 +29,7 @@ import figures
 import test_explored
 from drivers import AsyncioWorld, run_asyncio
 from loops import ShuffledLoop
+from programs import Fan
 from test_explorer import FLAT, TREES
 from trees import Node, Program, Run, Step
 from trio_parallel_steps import FAIL_FAST
@@ -38,7 +39,7 @@ MANY = 40_000
 PER_SEED = 8  # with a fault each, beside one without
 
 
-def twin(program: test_explored.Program) -> Program:
+def twin(program: Fan) -> Program:
     """What it does on trio."""
     seconds = int(program.sleeps)
     work = Node(seconds, turns=program.checkpoints)
@@ -47,9 +48,9 @@ def twin(program: test_explored.Program) -> Program:
     nodes = [work] * program.branches
     if program.fails:
         nodes[-1] = Node(seconds, turns=program.checkpoints, fails=True)
-    if program.nests:
-        pair = Step((Node(seconds, turns=program.checkpoints),) * 2)
-        nodes[0] = Node(0, turns=0, step=pair)
+    if program.nested:
+        inner = Node(seconds, turns=program.nested_checkpoints)
+        nodes[0] = Node(0, turns=0, step=Step((inner,) * program.nested))
     root = Step(tuple(nodes), fail_fast=program.policy is FAIL_FAST)
     return Program(root, program.limit, visitors=program.visitors)
 
