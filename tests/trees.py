@@ -247,12 +247,14 @@ class Run:
         self.makespan = math.nan
         self._outside: Any = None
         self._interrupted = False
+        self._cancelled_at = math.inf  # on the clock
         self._looked_at = -math.inf
         self._breaches = 0
 
     async def __call__(self) -> Run:
         began = self.world.now()
         self._looked_at = began
+        self._cancelled_at = began + self.program.cancelled_at
         try:
             async with (
                 self.world.scope(STALLED),
@@ -448,7 +450,7 @@ class Run:
 
     def is_stopped(self, traced: Traced | None) -> bool:
         """Was it told to stop, or what is around it?"""
-        if self._interrupted or self.world.now() >= self.program.cancelled_at:
+        if self._interrupted or self.world.now() >= self._cancelled_at:
             return True
         while traced is not None:
             if traced.told_to_stop or traced.step.stop_reason() is not None:
@@ -476,9 +478,9 @@ class Run:
             )
             self.check(borrowed - unwinding <= max(cap, self.heaviest), "borrowed <= cap", limiter)
             self.check(weight(active) <= borrowed, "what runs holds tokens", limiter, active)
-            if then < now < self.program.cancelled_at:
+            if then < now < self._cancelled_at:
                 self.check(weight(active) == borrowed, "nobody else does", limiter, active)
-        if then < now < self.program.cancelled_at:
+        if then < now < self._cancelled_at:
             for traced in self.traced:
                 self._check_waiting(traced, then)
 
