@@ -383,16 +383,32 @@ def test_nothing_refers_to_itself_when_it_is_over() -> None:
                 async for _ in results:
                     pass
 
+    async def fail_when_stopped() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise Oops
+
+    async def nest() -> None:
+        await run_branches({"inner": fail_when_stopped})
+
+    async def cancelling_from_outside() -> None:
+        """An error of cleanup, beside Cancelled."""
+        with trio.move_on_after(1):
+            await run_branches({"outer": nest}, policy=COLLECT)
+
+    uses = (entering, spending, cutting_an_input_short, cancelling_from_outside)
+
     async def program() -> dict[str, list[str]]:
         found = {}
-        for use in (entering, spending, cutting_an_input_short):
+        for use in uses:
             with no_garbage() as garbage:
                 await use()
                 await trio.testing.wait_all_tasks_blocked()
             found[use.__name__] = garbage
         return found
 
-    assert in_a_run(program) == {"entering": [], "spending": [], "cutting_an_input_short": []}
+    assert in_a_run(program) == {use.__name__: [] for use in uses}
 
 
 variable: contextvars.ContextVar[Thing] = contextvars.ContextVar("variable")
