@@ -118,10 +118,15 @@ class Cap:
                 cap.weight <= cap.ceiling or cap.inside == 1, "cap", cap.weight, cap.limiter
             )
 
-    def leave(self, weight: int) -> None:
+    def park(self, weight: int) -> None:
+        """Perhaps: a wait for what has ended already lends nothing."""
         for cap in self.chain():
             cap.inside -= 1
             cap.weight -= weight
+
+    def leave(self, weight: int) -> None:
+        self.park(weight)
+        for cap in self.chain():
             cap.ceiling = max(cap.total, cap.ceiling - weight)
 
     def started(self) -> None:
@@ -432,7 +437,7 @@ class Round:
         if traced.is_counted:
             assert traced.step.cap is not None
             traced.is_counted = False
-            traced.step.cap.leave(traced.weight)
+            traced.step.cap.park(traced.weight)
 
     def _goes_on(self, traced: Traced, raised: BaseException | None) -> None:
         """If it unwinds, it may have no token."""
@@ -467,7 +472,9 @@ class Round:
             traced.ending = "returned"
         finally:
             traced.is_running = False
-            self._parks(traced)
+            if traced.is_counted:
+                traced.is_counted = False
+                step.cap.leave(traced.weight)
         return traced.number
 
     async def _work(self, traced: Traced) -> None:
@@ -499,10 +506,15 @@ class Round:
                 await self.world.sleep(1)
 
     async def _fail_when_stopped(self, traced: Traced) -> None:
+        """Not in the handler: trio's Cancelled, as the error's context, keeps the frames of those
+        who cancelled, and they the branch that keeps the error."""
         try:
             await self.world.sleep(3)
         except self.world.cancelled:
-            raise Oops from None
+            pass
+        else:
+            return
+        raise Oops
 
     async def _nest(self, traced: Traced) -> None:
         step = traced.step

@@ -179,6 +179,7 @@ class Soak:
             number += 1
             await self.round(number)
         self.look_for_garbage()
+        self.sample(0.0)
         gc.freeze()
         self.branches = 0
         for tenth in range(1, 11):
@@ -203,6 +204,7 @@ class Soak:
             self.look_for_garbage()
             self.report.sampled += 1
         violations = await (self.tree(name) if is_tree else self.work(name, is_told))
+        await self.world.turns(2)  # what was withdrawn is gone after a pass of the scheduler
         violations += self.on.left()
         self.report.violations += (f"round {number}: {violation}" for violation in violations)
         if is_told or is_tree:
@@ -239,7 +241,7 @@ class Soak:
             self.branches,
             microseconds,
             psutil.Process().memory_info().rss / 2**20,
-            len(objects),
+            len(objects) - kinds[Sample],
             self.on.tasks(),
             kinds[trio.CancelScope] + kinds[asyncio.TimerHandle],
             kinds[Branch] + kinds[BranchNursery],
