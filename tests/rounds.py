@@ -34,7 +34,6 @@ from trio_parallel_steps import (
     FIRST_SUCCESS,
     Backpressure,
     Branch,
-    BranchErrors,
     BranchLimiter,
     BranchNotDone,
     BranchNursery,
@@ -47,7 +46,6 @@ from trio_parallel_steps import (
     Rate,
     Retry,
     StepResult,
-    StepTimeout,
     abc,
     hedged,
     map_branches,
@@ -57,7 +55,7 @@ from trio_parallel_steps import (
     until,
 )
 
-STALLED: Final = 1e6  # virtual seconds; no round has that much to do
+STALLED: Final = 1e4  # virtual seconds; no round has that much to do
 HEAVIEST: Final = 6
 DEPTH: Final = 3
 
@@ -71,6 +69,7 @@ class Flaky(Oops):
 
 
 EXPECTED: Final = (Oops, Backpressure, BranchNotDone, Breached, trio.TooSlowError)
+RATE: Final = Rate(20, per=1.0, burst=4)
 RETRY: Final = Retry(on=Flaky, attempts=3, wait_initial=0.5, wait_max=2.0)
 RULES: Final = (CancelRule("*0", "*7"), CancelRule("*5", "*6", on="end"))
 POLICIES: Final[tuple[Policy, ...]] = (
@@ -148,7 +147,7 @@ class Purse:
     """A budget, and what the branches' code has asked of it."""
 
     def __init__(self, limit: int, outer: Purse | None) -> None:
-        self.budget = Budget(None if outer is None else outer.budget, usd=limit)
+        self.budget: Budget = Budget(None if outer is None else outer.budget, usd=limit)
         self.limit = limit
         self.used = 0
         self.outer = outer
@@ -226,9 +225,6 @@ class Shared:
     @property
     def weighing(self) -> tuple[BranchLimiter, ...]:
         return self.plain, self.other, self.rated
-
-
-RATE: Final = Rate(20, per=1.0, burst=4)
 
 
 class Round:
@@ -451,7 +447,9 @@ class Round:
         assert step.cap is not None
         self.check(not traced.is_running, "it runs once at a time", traced.number)
         self.check(
-            not (traced.told_to_stop or step.is_stopped()), "none starts after a stop", traced.number
+            not (traced.told_to_stop or step.is_stopped()),
+            "none starts after a stop",
+            traced.number,
         )
         traced.starts += 1
         traced.is_running = True
@@ -683,7 +681,7 @@ class Round:
         cap, limit = Cap(self, self.shared.plain, None), self.shared.plain
         in_order, leaves_early = self.one_in(2), self.one_in(4)
         started = consumed = 0
-        keys: list[int] = []
+        keys: list[Any] = []
 
         async def body(item: int) -> int:
             nonlocal started

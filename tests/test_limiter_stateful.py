@@ -242,7 +242,7 @@ class Asyncio:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, async_fn: Callable[..., Any], *args: Any) -> Callable[[], object]:
-        task = asyncio.ensure_future(async_fn(*args))
+        task: asyncio.Task[None] = asyncio.ensure_future(async_fn(*args))
         self._tasks.add(task)
         return task.cancel
 
@@ -252,7 +252,7 @@ class Asyncio:
         async def do() -> None:
             call()
             await asyncio.sleep(0)
-            while self._loop._ready:
+            while self._loop._ready:  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
         self._loop.run_until_complete(do())
@@ -356,6 +356,7 @@ weights = st.sampled_from([1, 1, 1, 2, 3, 6])
 priorities = st.sampled_from([0, 0, 0, 1, -1])
 branches = st.tuples(weights, priorities)
 picks = st.integers(0, 40)
+limits = st.sampled_from([None, None, 1, 2, "other"])
 totals = st.sampled_from([1, 2, 3, 4, 6, math.inf])
 
 
@@ -372,10 +373,17 @@ class Machine(RuleBasedStateMachine):
         self.nurseries: dict[Step, BranchNursery] = {}
         self.ends: dict[Step, Any] = {}
 
-    @initialize(total=totals, other=totals)
-    def make_limiters(self, total: float, other: float) -> None:
+    @initialize(
+        total=st.integers(1, 4),
+        other=totals,
+        heaviest=st.sampled_from([1, 6]),  # equal weights have ways of their own
+        drawn=st.lists(branches, min_size=3, max_size=6),
+    )
+    def begin(self, total: int, other: float, heaviest: int, drawn: list[tuple[int, int]]) -> None:
+        self.heaviest = heaviest
         for cap in (total, other):
             self.limiters[Pool(cap)] = BranchLimiter(cap)
+        self.open_step(0, drawn)
 
     def teardown(self) -> None:
         def let_all_go() -> None:
@@ -425,16 +433,15 @@ class Machine(RuleBasedStateMachine):
     def opened(self, step: Step, nursery: BranchNursery, inside: list[Actor]) -> None:
         self.nurseries[step] = nursery
         self.limiters[step.pool] = nursery.limiter
-        for actor in inside:
-            self.start(step, actor)
+        self.start_all(step, inside)
 
-    def start(self, step: Step, actor: Actor) -> None:
-        waiter = actor.waiter
-        nursery = self.nurseries[step]
-        branch = nursery.start_soon(
-            waiter.since, self.branch, actor, priority=waiter.priority, weight=waiter.weight
-        )
-        actor.cancel = branch.cancel
+    def start_all(self, step: Step, inside: list[Actor]) -> None:
+        for actor in inside:
+            waiter = actor.waiter
+            branch = self.nurseries[step].start_soon(
+                waiter.since, self.branch, actor, priority=waiter.priority, weight=waiter.weight
+            )
+            actor.cancel = branch.cancel
 
     async def branch(self, actor: Actor) -> None:
         actor.where = "inside"
@@ -465,7 +472,10 @@ class Machine(RuleBasedStateMachine):
         return [s for s in self.model.steps if not s.stopped]
 
     def submitted(self, step: Step, drawn: list[tuple[int, int]]) -> list[Actor]:
-        return [self.actor(self.model.submit(step, *each)) for each in drawn]
+        return [
+            self.actor(self.model.submit(step, min(weight, self.heaviest), priority))
+            for weight, priority in drawn
+        ]
 
     @rule(pick=picks)
     def enter(self, pick: int) -> None:
@@ -489,10 +499,16 @@ class Machine(RuleBasedStateMachine):
         step = pick_from(self.open_steps(), pick)
         inside = self.submitted(step, drawn)
         self.model.grant()
-        self.loop.do(lambda: [self.start(step, actor) for actor in inside])
+        self.loop.do(lambda: self.start_all(step, inside))
 
     @precondition(lambda self: self.may_nest())
-    @rule(pick=picks, limit=st.sampled_from([None, None, 1, 2, "other"]), drawn=st.lists(branches))
+    @rule(pick=picks, limit=limits, drawn=st.lists(branches, min_size=1, max_size=3))
+    def nest_more(self, pick: int, limit: Any, drawn: list[tuple[int, int]]) -> None:
+        """Most of what is special is there."""
+        self.nest(pick, limit, drawn)
+
+    @precondition(lambda self: self.may_nest())
+    @rule(pick=picks, limit=limits, drawn=st.lists(branches, max_size=3))
     def nest(self, pick: int, limit: Any, drawn: list[tuple[int, int]]) -> None:
         waiter = pick_from(self.may_nest(), pick)
         if limit == "other":
@@ -501,7 +517,7 @@ class Machine(RuleBasedStateMachine):
         else:
             pool = waiter.pool if limit is None else Pool(limit, waiter.pool)
         step = self.model.open(pool, waiter)
-        inside = self.submitted(step, drawn[:4])
+        inside = self.submitted(step, drawn)
         self.model.end_body(step)
         self.model.grant()
         actor = self.actors[waiter]
@@ -514,6 +530,15 @@ class Machine(RuleBasedStateMachine):
             for waiter in self.in_state("inside")
             if waiter.step is not None and waiter.step.depth < 3 and not self.model.is_told(waiter)
         ]
+
+    @precondition(lambda self: self.nested_and_inside())
+    @rule(pick=picks)
+    def leave_a_nested_step(self, pick: int) -> None:
+        waiter = pick_from(self.nested_and_inside(), pick)
+        self.leave(self.in_state("inside").index(waiter))
+
+    def nested_and_inside(self) -> list[Waiter]:
+        return [w for w in self.in_state("inside") if w.step is not None and w.step.depth]
 
     @precondition(lambda self: self.in_state("inside"))
     @rule(pick=picks)
@@ -533,6 +558,16 @@ class Machine(RuleBasedStateMachine):
         cancel = self.actors[waiter].cancel
         assert cancel is not None
         self.loop.do(cancel)
+
+    @precondition(lambda self: self.nested_and_queued())
+    @rule(pick=picks)
+    def cancel_a_nested_one(self, pick: int) -> None:
+        """Which may be the last, and has no token to hand over."""
+        waiter = pick_from(self.nested_and_queued(), pick)
+        self.cancel(self.may_be_cancelled().index(waiter))
+
+    def nested_and_queued(self) -> list[Waiter]:
+        return [w for w in self.in_state("queued") if w.step is not None and w.step.depth]
 
     def may_be_cancelled(self) -> list[Waiter]:
         """Not with a branch queued further in, which may be granted before it hears of it."""
@@ -556,7 +591,7 @@ class Machine(RuleBasedStateMachine):
             step
             for step in self.open_steps()
             if step.around is None and not any(map(self.model.has_queued_below, step.branches))
-        ]
+        ][1:]  # one goes on
 
     @precondition(lambda self: self.running_bodies())
     @rule(pick=picks)
@@ -575,7 +610,7 @@ class Machine(RuleBasedStateMachine):
         self.model.grant()
         self.loop.do(lambda: setattr(limiter, "total_tokens", total))
 
-    @rule(pick=picks, reason=st.sampled_from([None, None, "for a while"]))
+    @rule(pick=picks, reason=st.sampled_from([None] * 3 + ["for a while"]))
     def pause(self, pick: int, reason: str | None) -> None:
         pool, limiter = pick_from([*self.limiters.items()], pick)
         pool.paused = reason
@@ -649,5 +684,5 @@ class OnTrio(Machine):
 @pytest.mark.parametrize("machine", [OnAsyncio, OnTrio])
 def test_a_limiter_does_what_the_model_says(machine: type[Machine]) -> None:
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None)
+        machine, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
     )

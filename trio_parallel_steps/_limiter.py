@@ -243,12 +243,12 @@ class BranchLimiter:
             await event.wait()
         except BaseException:
             entrant.status = SKIPPED
-            if entrant._token is None:
+            late, entrant._token = entrant._token, None
+            if late is None:
                 pool.forget(entrant)
             else:
-                token, entrant._token = entrant._token, None
                 pool.not_begun()
-                pool.give_back(token)
+                pool.give_back(late)
             raise
         token, entrant._token = entrant._token, None  # which refers to the entrant: no cycle
         assert token is not None
