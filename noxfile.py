@@ -86,6 +86,15 @@ def mutants(session: nox.Session) -> None:
     session.run("python", str(ROOT / "tests" / "mutants.py"), *session.posargs)
 
 
+@nox.session(requires=["build"])
+def soak(session: nox.Session) -> None:
+    """Run a million branches on each host, in minutes, and see that nothing is left of them.
+    Arguments go to tests/soak.py: `nox -s soak -- --branches 50000`."""
+    install(session, "test", wheel="all")
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "tests/soak.py", *session.posargs, env=env)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format.  `nox -s lint -- --fix` mends what can be mended."""

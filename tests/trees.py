@@ -255,6 +255,7 @@ class Run:
         self.makespan = math.nan
         self._outside: Any = None
         self._interrupted = False
+        self._cancelled_at = math.inf  # on the clock
         self._looked_at = -math.inf
         self._breaches = 0
         self._shrunk: set[BranchLimiter] = set()
@@ -263,6 +264,7 @@ class Run:
     async def __call__(self) -> Run:
         began = self.world.now()
         self._looked_at = began
+        self._cancelled_at = began + self.program.cancelled_at
         try:
             async with (
                 self.world.scope(STALLED),
@@ -501,7 +503,7 @@ class Run:
 
     def is_stopped(self, traced: Traced | None) -> bool:
         """Was it told to stop, or what is around it?"""
-        from_outside = self._interrupted or self.world.now() >= self.program.cancelled_at
+        from_outside = self._interrupted or self.world.now() >= self._cancelled_at
         return from_outside or self._is_told(traced)
 
     def is_told(self, traced: Traced | None) -> bool:
@@ -539,9 +541,9 @@ class Run:
             )
             self.check(in_cap, "borrowed <= cap", limiter)
             self.check(weight(active) <= borrowed, "what runs holds tokens", limiter, active)
-            if then < now < self.program.cancelled_at:
+            if then < now < self._cancelled_at:
                 self.check(weight(active) == borrowed, "nobody else does", limiter, active)
-        if then < now < self.program.cancelled_at:
+        if then < now < self._cancelled_at:
             for traced in self.traced:
                 self._check_waiting(traced, then)
 

@@ -210,7 +210,10 @@ class AsyncInput:
                 core.crashed("the input", rest)
             if cancelled is not None:
                 self._note_cancelled()
-                raise cancelled from None
+                try:
+                    raise cancelled from None
+                finally:
+                    del cancelled, rest  # no cycles
 
     def _note_cancelled(self) -> None:
         core = self._feed.core

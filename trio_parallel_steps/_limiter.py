@@ -47,7 +47,7 @@ class LimiterStatistics:
 class _Entrant:
     """A task that waits to enter: a waiter, and in the pool's eyes a step of its own."""
 
-    __slots__ = ("_entry", "_priority", "_step", "_token", "_wake", "held", "status")
+    __slots__ = ("_entry", "_priority", "_token", "_wake", "held", "status")
 
     depth = 0
     paused: str | None = None
@@ -59,8 +59,11 @@ class _Entrant:
         self._priority = 0
         self._entry: Entry | None = None
         self._token: Token | None = None
-        self._step = self
         self._wake = wake
+
+    @property
+    def _step(self) -> _Entrant:
+        return self
 
     def granted(self, waiter: _Entrant) -> None:
         self.status = RUNNING
@@ -240,14 +243,16 @@ class BranchLimiter:
             await event.wait()
         except BaseException:
             entrant.status = SKIPPED
-            if entrant._token is None:
+            late, entrant._token = entrant._token, None
+            if late is None:
                 pool.forget(entrant)
             else:
                 pool.not_begun()
-                pool.give_back(entrant._token)
+                pool.give_back(late)
             raise
-        assert entrant._token is not None
-        self._holders[run.current_task()] = entrant._token
+        token, entrant._token = entrant._token, None  # which refers to the entrant: no cycle
+        assert token is not None
+        self._holders[run.current_task()] = token
 
     @protected
     async def __aexit__(self, *exc: object) -> None:
