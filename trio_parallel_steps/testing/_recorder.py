@@ -169,10 +169,10 @@ class Recorder(Observer):
         """A line."""
         seen = self._seen_of(branch)
         if seen is not None:
-            seen.endings.setdefault(branch.key, []).append(result)
             why = result.reason if result.exception is None else repr(result.exception)
             said = result.status.value + ("" if why is None else f", {why}")
-            self._write(seen.nursery, "branch_ended", branch.key, said)
+            self._write(seen.nursery, "branch_ended", branch.key, said)  # it has its token still
+            seen.endings.setdefault(branch.key, []).append(result)
 
     def cancel_requested(self, branch: Branch[Any], reason: str) -> None:
         """A line."""
