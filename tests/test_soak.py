@@ -53,7 +53,7 @@ async def keep_something(round_: Round, traced: Traced) -> None:
 
 def soak_with(act: object, monkeypatch: pytest.MonkeyPatch, host: str) -> str:
     monkeypatch.setattr(rounds, "ACTS", (*rounds.ACTS, *(act,) * 10))
-    report = soak(host, 1000, seed=1)
+    report = soak(host, 300, seed=1)
     if report.objects_growth > MOST_OBJECTS_GROWTH:
         report.violations.append("objects")
     return "\n".join(report.violations)
