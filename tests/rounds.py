@@ -174,12 +174,14 @@ class Traced:
     act: Callable[[Round, Traced], Awaitable[None]]
     weight: int
     step: TracedStep
+    timeout: float
     told_to_stop: bool = False
+    stops_at: float = math.inf  # by its timeout
     starts: int = 0
     is_counted: bool = False
     is_running: bool = False
     ending: str | None = None  # 'returned', 'raised' or 'was cancelled'
-    error: int | None = None  # its id, unless a Cancelled was with it
+    errors: list[int] = attrs.Factory(list)  # by id, as trio splits groups
     is_refused: bool = False
 
 
@@ -399,7 +401,7 @@ class Round:
         weight = 1
         if cap.outermost().limiter in self.shared.weighing and self.one_in(5):
             weight = random.choice((2, 3, HEAVIEST))
-        traced = Traced(number, act, weight, step)
+        traced = Traced(number, act, weight, step, 1.5 if self.one_in(15) else math.inf)
         key = f"{step.depth}.{number}"
         step.branches[key] = traced
         branch = nursery.start_soon(
@@ -408,7 +410,7 @@ class Round:
             traced,
             priority=random.choice((0, 0, 0, 1, -1)),
             weight=weight,
-            timeout=1.5 if self.one_in(15) else math.inf,
+            timeout=traced.timeout,
             retry=RETRY if act is Round._flake else None,
         )
         self.branches += 1
@@ -419,7 +421,8 @@ class Round:
         """Was it told to stop, or what is around it?"""
         above: Traced | None = traced
         while above is not None:
-            if above.told_to_stop or above.step.is_stopped():
+            is_late = self.world.now() >= above.stops_at
+            if is_late or above.told_to_stop or above.step.is_stopped():
                 return True
             above = above.step.parent
         return self._interrupted
@@ -452,19 +455,18 @@ class Round:
             traced.number,
         )
         traced.starts += 1
+        traced.stops_at = self.world.now() + traced.timeout
         traced.is_running = True
-        traced.ending = traced.error = None
+        traced.ending, traced.errors = None, []
         traced.is_refused = False
         self._counts(traced)
         step.cap.started()
         try:
             await traced.act(self, traced)
         except BaseException as exc:
-            errors = [leaf for leaf in leaves(exc) if not isinstance(leaf, self.world.cancelled)]
-            traced.ending = "raised" if errors else "was cancelled"
-            traced.error = id(exc) if isinstance(exc, Exception) else None
+            traced.errors = ids(exc, but_for=self.world.cancelled)
+            traced.ending = "raised" if traced.errors else "was cancelled"
             traced.is_refused = isinstance(exc, BudgetExceeded)
-            del errors
             raise
         else:
             traced.ending = "returned"
@@ -718,6 +720,10 @@ async def items(number: int) -> AsyncIterator[int]:
         yield item
 
 
+def ids(exc: BaseException | None, but_for: type[BaseException] | tuple[()] = ()) -> list[int]:
+    return [id(leaf) for leaf in leaves(exc) if not isinstance(leaf, but_for)]
+
+
 def is_right(traced: Traced, ended: StepResult[Any]) -> bool:
     status = ended.status
     if traced.is_running or traced.is_counted or ended.attempts != traced.starts:
@@ -729,7 +735,7 @@ def is_right(traced: Traced, ended: StepResult[Any]) -> bool:
     if traced.ending == "was cancelled":
         return status in (CANCELLED, BREACHED, TIMED_OUT)
     if status is FAILED:
-        return traced.error in (None, id(ended.exception))
+        return traced.errors == ids(ended.exception)
     if traced.is_refused:
         return status is BREACHED
     # It was stopped while it was queued to be tried again.

@@ -397,7 +397,23 @@ def test_nothing_refers_to_itself_when_it_is_over() -> None:
         with trio.move_on_after(1):
             await run_branches({"outer": nest}, policy=COLLECT)
 
-    uses = (entering, spending, cutting_an_input_short, cancelling_from_outside)
+    async def raise_as_the_other_does() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("inner", fail)
+            await trio.sleep_forever()
+
+    async def cancelling_a_body() -> None:
+        """By the branch whose error keeps the block that the body is of."""
+        with pytest.raises(BranchErrors):
+            await run_branches({"a": raise_as_the_other_does, "b": raise_as_the_other_does})
+
+    uses = (
+        entering,
+        spending,
+        cutting_an_input_short,
+        cancelling_from_outside,
+        cancelling_a_body,
+    )
 
     async def program() -> dict[str, list[str]]:
         found = {}
@@ -463,6 +479,12 @@ async def of_a_block() -> None:
         nursery.start_soon("a", fail)
 
 
+async def of_a_body_that_is_cancelled() -> None:
+    async with open_branch_nursery() as nursery:
+        nursery.start_soon("a", fail)
+        await trio.sleep_forever()
+
+
 async def of_a_breach_tripped_before() -> None:
     breach = Breach()
     breach.trip("enough")
@@ -483,7 +505,10 @@ async def of_a_map() -> None:
             pass
 
 
-@pytest.mark.parametrize("nested", [of_a_block, of_a_breach_tripped_before, of_hedged, of_a_map])
+@pytest.mark.parametrize(
+    "nested",
+    [of_a_block, of_a_body_that_is_cancelled, of_a_breach_tripped_before, of_hedged, of_a_map],
+)
 @pytest.mark.usefixtures("no_collector")
 def test_errors_of_what_is_nested_go_with_the_result(
     nested: Callable[[], Awaitable[None]],

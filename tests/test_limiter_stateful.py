@@ -684,5 +684,5 @@ class OnTrio(Machine):
 @pytest.mark.parametrize("machine", [OnAsyncio, OnTrio])
 def test_a_limiter_does_what_the_model_says(machine: type[Machine]) -> None:
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
+        machine, settings=settings(max_examples=100, stateful_step_count=50, deadline=None)
     )

@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from helpers import FAILED, SUCCEEDED, run
 from trio_parallel_steps import (
+    COLLECT,
     BranchErrors,
     BranchLimiter,
     BranchNursery,
@@ -1127,6 +1128,22 @@ def test_a_heavy_branch_alone_is_allowed_for() -> None:
     run(main, recorded)
     with pytest.raises(InvariantBroken, match="1: 3 of 1 in use"):
         check_invariants(recorded)
+
+
+def test_what_unwinds_over_the_limit_is_allowed_for_until_it_has_ended() -> None:
+    async def nest(nursery: BranchNursery) -> None:
+        nursery.start_soon("other", trio.sleep, 2, priority=1)
+        await run_branches({"inner": checkpoint})
+
+    async def main() -> None:
+        async with open_branch_nursery(1, observers=[recorded], policy=COLLECT) as nursery:
+            nursery.start_soon("outer", nest, nursery)
+            await trio.sleep(1)
+            nursery.cancel("outer")
+
+    recorded = recorder()
+    run(main)
+    check_invariants(recorded)
 
 
 def test_a_budget_is_checked_against_its_limits() -> None:

@@ -185,7 +185,7 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             raise raised
         finally:
             raised.__context__ = context  # not the body's exception: the group holds it
-            del raised, exc, context  # no cycles
+            del raised, exc, traceback, context  # no cycles
 
 
 def _limiter(
