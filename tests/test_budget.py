@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import given, strategies as st
+from trio.testing import MockClock
 
 from drivers import World, on_asyncio, on_trio
 from helpers import (
@@ -765,7 +766,7 @@ async def test_a_closed_step_is_not_touched_any_more() -> None:
     assert not budget._steps
 
 
-async def test_a_deadline_that_came_first_is_the_cause() -> None:
+async def test_a_deadline_that_came_first_is_the_cause(autojump_clock: MockClock) -> None:
     budget = Budget(usd=1)
 
     async def asks_when_stopped() -> None:
@@ -774,7 +775,7 @@ async def test_a_deadline_that_came_first_is_the_cause() -> None:
         finally:
             budget.spend(usd=2)
 
-    async with open_branch_nursery(budget=budget, move_on_after=0.01, policy=COLLECT) as nursery:
+    async with open_branch_nursery(budget=budget, move_on_after=1, policy=COLLECT) as nursery:
         nursery.start_soon("a", asks_when_stopped)
     assert nursery.result["a"].status is FAILED
 
