@@ -380,6 +380,78 @@ def test_a_sweep_loses_nobody() -> None:
     assert run_dry(step) == [waiter.name for waiter in expected]
 
 
+def test_a_queue_that_was_left_refers_to_nobody() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    a, b = step.submit("a"), step.submit("b")
+    step.checkpoint()
+    step.reprioritise(b, 1)
+    step.reprioritise(b, 0)
+    assert step.end(a) is b
+    step.end(b)
+    assert not pool._queue
+
+
+# ---------------------------------------------------------------- what it counts
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+def test_a_pool_counts_whom_it_admits_once_each(weight: int) -> None:
+    pool, _ = pool_of(2)
+    step = Step(pool)
+    for name in "abc":
+        waiter = Waiter(step, name)
+        waiter._weight = weight
+        pool.enter(waiter, 0)
+    admitted = len(step.admitted)
+    assert pool.admitted == admitted == 2 // weight
+    first = step.admitted[0]
+    token, first._token = first._token, None
+    pool.give_back(token)
+    pool.resume(first)
+    assert pool.admitted == admitted + 1  # the next; who resumes has been admitted before
+
+
+def test_a_follower_counts_as_admitted() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    a, b = step.submit("a"), step.submit("b")
+    step.checkpoint()
+    assert step.end(a) is b
+    assert pool.admitted == 2
+
+
+def test_a_pool_is_idle_without_tokens_in_use_waiters_and_open_steps() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    assert pool.is_idle()
+    pool.steps[step] = None  # type: ignore[index]
+    assert not pool.is_idle()
+    del pool.steps[step]  # type: ignore[arg-type]
+    a = step.submit("a")
+    assert not pool.is_idle()
+    step.checkpoint()
+    assert not pool.is_idle()
+    step.end(a)
+    assert pool.is_idle()
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+def test_a_place_goes_on_with_its_own_step_in_a_pool_that_is_not_plain(weight: int) -> None:
+    outer, _ = pool_of(2)
+    pool = Pool(None, weight, parent=outer)
+    step = Step(pool)
+    for name in "ab":
+        waiter = Waiter(step, name)
+        waiter._weight = weight
+        pool.enter(waiter, 0)
+    (a,) = step.admitted
+    following = step.end(a)
+    assert following.name == "b"
+    assert step.admitted == [a]  # it needs no place of its own
+    assert outer.used == weight
+
+
 def test_a_token_says_who_holds_it() -> None:
     pool, ledger = pool_of(1)
     step = Step(pool)

@@ -648,6 +648,21 @@ def test_a_stopped_branch_waits_for_no_token_and_counts_until_it_has_ended(how: 
     assert fake.is_idle()
 
 
+def test_a_stopped_branch_that_goes_on_counts_with_its_weight() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", weight=2)
+    step.start("b", "c")
+    wait = step.wait("a", step["b"])
+    assert list(step.running) == ["a", "b", "c"]
+    wait.set()
+    step.core.cancel(step["a"], "why")
+    assert wait.goes_on
+    assert step.pool.used == 4
+    step.end("a", None)
+    assert step.pool.used == 2
+
+
 def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends() -> None:
     fake = Fake()
     step = fake.step(1)
