@@ -54,6 +54,7 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps._budget import Book
 
 BOTH = pytest.mark.parametrize("driver", [on_trio, on_asyncio], ids=["trio", "asyncio"])
 
@@ -316,8 +317,32 @@ def test_unknown_units() -> None:
     [(-1, ValueError), (math.nan, ValueError), (True, TypeError), ("1", TypeError)],
 )
 def test_bad_limits(limit: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"`usd` must be a number >= 0, or math\.inf, got "):
+    with pytest.raises(error, match=r"`usd` must be a number >= 0, or math\.inf, got ") as caught:
         Budget(usd=limit)
+    assert str(caught.value).endswith(f"got {limit!r}")
+
+
+def test_a_limit_of_zero_forbids_all_but_nothing() -> None:
+    budget = Budget(usd=0)
+    budget.spend(usd=0)
+    with pytest.raises(BudgetExceeded):
+        budget.spend(usd=1)
+
+
+def test_what_a_reservation_covers_is_settled_in_all_books_around_it() -> None:
+    books = [Book(None, {"usd": 9})]
+    for _ in range(2):
+        books.append(Book(books[-1], {"usd": 9}))
+    reserved = books[-1].reserve({"usd": 3})
+    assert books[-1].settle(reserved, {"usd": 2}) is None
+    assert [book.accounts["usd"].settled for book in books] == [2, 2, 2]
+
+
+def test_a_book_between_that_lacks_the_unit_hides_none_around_it() -> None:
+    outer = Book(None, {"usd": 9})
+    inner = Book(Book(outer, {"calls": 9}), {"usd": 9})
+    assert inner.settle({}, {"usd": 2}) is None
+    assert outer.accounts["usd"].settled == outer.accounts["usd"].used == 2
 
 
 def test_bad_parents_and_options() -> None:

@@ -199,6 +199,20 @@ def test_what_is_parked_is_not_in_flight() -> None:
     assert inner.core.peak == 1
 
 
+def test_two_that_are_parked_at_once_are_not_in_flight() -> None:
+    step = Fake().step(1)
+    step.start("a", "b", "c")
+    first, second = step.wait("a", step["c"]), step.wait("b", step["c"])
+    assert list(step.running) == ["a", "b", "c"]
+    assert (step.core.running, step.core.parked, step.core.peak) == (3, 2, 1)
+    step.end("c")
+    assert first.goes_on
+    assert (step.core.running, step.core.parked) == (2, 1)
+    step.end("a")
+    assert second.goes_on
+    assert (step.core.running, step.core.parked, step.core.peak) == (1, 0, 1)
+
+
 def test_what_goes_on_again_counts_in_the_peak() -> None:
     step = Fake().step(2)
     step.start("a", "b")
