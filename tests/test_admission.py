@@ -202,6 +202,18 @@ def test_a_priority_changed_while_queued_counts_and_the_turn_is_kept() -> None:
     assert run_dry(step) == ["c", "d", "b", "a"]
 
 
+def test_a_priority_that_is_changed_leaves_the_deeper_one_first() -> None:
+    pool, _ = pool_of(1)
+    shallow, deep = Step(pool), Step(pool, depth=2)
+    first = shallow.submit("first", 9)
+    shallow.submit("shallow")
+    late = deep.submit("deep", -1)
+    deep.reprioritise(late, 0)
+    shallow.checkpoint()
+    assert shallow.end(first) is None
+    assert deep.names() == ["deep"]
+
+
 def test_a_priority_changed_to_and_fro_admits_once() -> None:
     pool, ledger = pool_of(1)
     step = Step(pool)
@@ -273,6 +285,18 @@ def test_a_grown_pool_admits_at_the_next_checkpoint() -> None:
     pool.set_cap(math.inf)
     step.checkpoint()
     assert step.names() == ["a", "b", "c"]
+
+
+def test_one_look_is_asked_for_however_often_it_changes() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    pool.steps[step] = None  # type: ignore[index]
+    step.submit("a")
+    step.checkpoint()
+    step.submit("b")
+    pool.set_cap(2)
+    pool.set_cap(3)
+    assert len(step.calls) == 1
 
 
 def test_growing_with_only_tasks_waiting_admits_at_once() -> None:
@@ -390,6 +414,20 @@ def test_a_queue_that_was_left_refers_to_nobody() -> None:
     assert step.end(a) is b
     step.end(b)
     assert not pool._queue
+
+
+def test_a_sub_cap_that_was_left_is_referred_to_by_none_around_it() -> None:
+    outer, _ = pool_of(1)
+    pool = Pool(None, 1, parent=outer)
+    step = Step(pool)
+    a, b = Waiter(step, "a"), Waiter(step, "b")
+    pool.enter(a, 0)
+    pool.enter(b, 0)
+    step.reprioritise(b, 1)  # another offer
+    assert step.end(a) is b
+    step.end(b)
+    assert not pool._queue
+    assert not outer._queue
 
 
 # ---------------------------------------------------------------- what it counts

@@ -42,6 +42,7 @@ from trio_parallel_steps import (
     BranchErrors,
     BranchLimiter,
     BranchNursery,
+    BranchStatus,
     Breach,
     Breached,
     Budget,
@@ -780,6 +781,24 @@ def test_nested_steps_on_one_breach_are_both_breached(driver: Any) -> None:
         assert statuses(inner.result) == {"b": BREACHED}
 
     driver(program)
+
+
+async def test_a_policy_of_the_users_own_is_asked_about_one_that_was_refused() -> None:
+    class Asked:
+        def __init__(self) -> None:
+            self.endings: list[tuple[Any, BranchStatus]] = []
+
+        def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
+            self.endings.append((key, result.status))
+            return Decision.GO_ON
+
+    async def asks() -> None:
+        budget.spend(usd=2)
+
+    budget, policy = Budget(usd=1), Asked()
+    with pytest.raises(BudgetExceeded):
+        await run_branches({"a": asks}, budget=budget, policy=policy)
+    assert policy.endings == [("a", BREACHED)]
 
 
 async def test_a_closed_step_is_not_touched_any_more() -> None:

@@ -623,6 +623,21 @@ def test_no_hand_over_of_what_does_not_fit_any_more() -> None:
     assert step.holds("a")
 
 
+def test_no_hand_over_from_a_sub_cap_of_what_does_not_fit_around_it_any_more() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", "b")
+    inner = step.nest("a", 1)
+    inner.submit("x")
+    inner.leave()
+    step.pool.set_cap(1)
+    inner.end("x")
+    assert step.is_resuming("a")
+    assert step.pool.used == 1
+    step.end("b")
+    assert step.holds("a")
+
+
 def test_a_heavy_one_hands_on_what_its_parent_does_not_need() -> None:
     fake = Fake()
     step = fake.step(3)
