@@ -165,3 +165,12 @@ def model(session: nox.Session) -> None:
     """Check the model of admission with spin, in minutes: `nox -s model -- two HOLD` for some."""
     env = {"PYTHONPATH": str(ROOT / "tests")}
     session.run("python", str(ROOT / "tests" / "models" / "check.py"), *session.posargs, env=env)
+
+
+@nox.session
+def mutmut(session: nox.Session) -> None:
+    """Change the core in one place at a time, and see that tests fail: that takes hours.
+    `nox -s mutmut -- "_queue.*"` for some."""
+    session.install(*PYPROJECT["project"]["dependencies"])
+    install(session, "mutmut")
+    session.run("python", str(ROOT / "tests" / "mutation" / "check.py"), *session.posargs)

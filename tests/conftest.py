@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from clocks import PATIENCE, stalls_fail
 
@@ -17,6 +17,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A schedule that takes long is no bug, and the machine may be busy; what CI draws it must draw
 # again, which is hypothesis' own choice there.
 settings.register_profile("patient", settings.get_profile("default"), deadline=None)
+# For `nox -s mutmut`, which runs them thousands of times.
+settings.register_profile(
+    "few", deadline=None, derandomize=True, database=None, max_examples=10, phases=[Phase.generate]
+)
 if settings.get_current_profile_name() == "default":
     settings.load_profile("patient")
 

@@ -199,6 +199,20 @@ def test_what_is_parked_is_not_in_flight() -> None:
     assert inner.core.peak == 1
 
 
+def test_two_that_are_parked_at_once_are_not_in_flight() -> None:
+    step = Fake().step(1)
+    step.start("a", "b", "c")
+    first, second = step.wait("a", step["c"]), step.wait("b", step["c"])
+    assert list(step.running) == ["a", "b", "c"]
+    assert (step.core.running, step.core.parked, step.core.peak) == (3, 2, 1)
+    step.end("c")
+    assert first.goes_on
+    assert (step.core.running, step.core.parked) == (2, 1)
+    step.end("a")
+    assert second.goes_on
+    assert (step.core.running, step.core.parked, step.core.peak) == (1, 0, 1)
+
+
 def test_what_goes_on_again_counts_in_the_peak() -> None:
     step = Fake().step(2)
     step.start("a", "b")
@@ -610,6 +624,21 @@ def test_no_hand_over_of_what_does_not_fit_any_more(sub_cap: int | None) -> None
     assert step.holds("a")
 
 
+def test_no_hand_over_from_a_sub_cap_of_what_does_not_fit_around_it_any_more() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", "b")
+    inner = step.nest("a", 1)
+    inner.submit("x")
+    inner.leave()
+    step.pool.set_cap(1)
+    inner.end("x")
+    assert step.is_resuming("a")
+    assert step.pool.used == 1
+    step.end("b")
+    assert step.holds("a")
+
+
 def test_a_heavy_one_hands_on_what_its_parent_does_not_need() -> None:
     fake = Fake()
     step = fake.step(3)
@@ -647,6 +676,21 @@ def test_a_stopped_branch_waits_for_no_token_and_counts_until_it_has_ended(how: 
     for key in list(step.running):
         step.end(key, None if key == "a" or how == "breached" else "value")
     assert fake.is_idle()
+
+
+def test_a_stopped_branch_that_goes_on_counts_with_its_weight() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", weight=2)
+    step.start("b", "c")
+    wait = step.wait("a", step["b"])
+    assert list(step.running) == ["a", "b", "c"]
+    wait.set()
+    step.core.cancel(step["a"], "why")
+    assert wait.goes_on
+    assert step.pool.used == 4
+    step.end("a", None)
+    assert step.pool.used == 2
 
 
 @pytest.mark.parametrize("how", ["cancelled", "breached"])

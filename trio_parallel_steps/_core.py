@@ -145,7 +145,7 @@ class StepCore:
         self._is_over: bool = False
         self.failed_late: bool = False
         self.policy_raised: bool = False
-        self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
+        self.cut: bool = False  # has a stop of the step cut a branch short, or the body?
         self.outstanding: int = 0
         self.running: int = 0
         self.parked: int = 0  # of these, how many have lent their token
@@ -195,7 +195,7 @@ class StepCore:
             return
         if record.status is QUEUED:  # an observer may have been quicker
             assert record._reason is not None
-            self.cut += 1
+            self.cut = True
             self.skip(record, record._reason, record.submitted_at)
 
     def granted(self, record: Record) -> None:
@@ -235,7 +235,7 @@ class StepCore:
         if record._tries is not None and is_tried_again(self, record, error, FAILED, now):
             return self._pass_on(record, None)
         if self.is_stopping():
-            self.cut += 1
+            self.cut = True
         if self.is_refused(error):
             record._reason = self._breached_for()
             return self._ran(record, BREACHED, now, BREACHED in self.policy.asked_on)
@@ -250,7 +250,7 @@ class StepCore:
         status = STOPPED_AS[cause]
         if record._cause is None:
             record._reason = self.reason
-            self.cut += 1
+            self.cut = True
         elif cause is Cause.TIMEOUT:
             error = TooSlowError(f"{record.key!r} {record._reason}")
             if record._tries is not None and is_tried_again(self, record, error, TIMED_OUT, now):
@@ -532,7 +532,7 @@ class StepCore:
             self.tell("breached", self.handle, reason)
         for record in queued:
             if record.status is QUEUED:
-                self.cut += 1
+                self.cut = True
                 self._stop_queued(record, record._reason or reason, now)
         self.held.clear()
         if self.feed is not None:

@@ -219,6 +219,6 @@ class AsyncInput:
         core = self._feed.core
         if core.host.is_cancelled():
             core.interrupted()
-            core.cut += 1
+            core.cut = True
         if not self._feed.is_over():  # by someone else
             self._feed.raised(RuntimeError("the task that pulls the input was cancelled"))

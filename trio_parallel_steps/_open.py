@@ -221,7 +221,7 @@ def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | No
     cancelled, error = core.run.split_cancelled(exc)
     if cancelled is not None:
         core.interrupted()
-        core.cut += 1
+        core.cut = True
     if error is None:
         return cancelled
     if isinstance(error, Exception):
