@@ -12,7 +12,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["build", "tests", "lint", "typing", "docs"]
+nox.options.sessions = ["build", "tests", "oldest", "lint", "typing", "docs"]
 nox.options.error_on_missing_interpreters = bool(os.environ.get("CI"))
 
 PYTHONS = ["3.11", "3.13"]  # the oldest and the newest that we promise
@@ -57,6 +57,16 @@ def tests(session: nox.Session) -> None:
     session.run("coverage", "report", *gate, env=env)
 
 
+@nox.session(python=PYTHONS[0], requires=["build"])
+def oldest(session: nox.Session) -> None:
+    """Run some of the tests with the oldest releases of what we need that we say we work with."""
+    install(session, "test", wheel="all")
+    needs = PYPROJECT["project"]["dependencies"]
+    session.install(*(need.replace(">=", "==") for need in needs))
+    modules = [f"tests/test_{name}.py" for name in ("testing", "scenarios", "nesting", "limiter")]
+    session.run("pytest", *(session.posargs or modules), env={"PYTHONSAFEPATH": "1"})
+
+
 @nox.session(requires=["build"])
 def explore(session: nox.Session) -> None:
     """Run larger programs under thousands of schedules.  `nox -s explore -- all` also runs one
@@ -65,7 +75,55 @@ def explore(session: nox.Session) -> None:
     arguments = [argument for argument in session.posargs if argument != "all"]
     chosen = [] if "all" in session.posargs else ["-k", "not all_schedules"]
     env = {"PYTHONSAFEPATH": "1"}
-    session.run("pytest", "-m", "long", *chosen, "tests/test_explored.py", *arguments, env=env)
+    modules = ["tests/test_explored.py", "tests/test_asyncio_schedules.py"]
+    session.run("pytest", "-m", "long", *chosen, *modules, *arguments, env=env)
+
+
+@nox.session(requires=["build"])
+def chaos(session: nox.Session) -> None:
+    """Interrupt programs two thousand times; each has to be gone within a second, so the machine
+    should have nothing else to do.  Arguments go to pytest."""
+    install(session, "test", wheel="all")
+    env = {"PYTHONSAFEPATH": "1"}
+    session.run("pytest", "-m", "long", "tests/test_signals.py", *session.posargs, env=env)
+
+
+@nox.session(requires=["build"])
+def mutants(session: nox.Session) -> None:
+    """Break the engine in more than a hundred ways: a test has to fail for each.  It takes some
+    minutes; `nox -s mutants -- token` breaks it in those whose names have that word."""
+    install(session, "test", wheel="all")
+    session.run("python", str(ROOT / "tests" / "mutants.py"), *session.posargs)
+
+
+@nox.session(requires=["build"])
+def soak(session: nox.Session) -> None:
+    """Run a million branches on each host, in minutes, and see that nothing is left of them.
+    Arguments go to tests/soak.py: `nox -s soak -- --branches 50000`."""
+    install(session, "test", wheel="all")
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", "tests/soak.py", *session.posargs, env=env)
+
+
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Run all proofs, for some hours, and write what they have told into docs/reliability.md."""
+    told = Path(session.create_tmp(), "figures").absolute()
+    told.unlink(missing_ok=True)
+    os.environ["FIGURES"] = str(told)
+    for python in PYTHONS:
+        session.notify(f"tests-{python}")
+    session.notify("explore", ["all"])
+    for name in ("chaos", "soak", "mutants", "mutmut", "model"):
+        session.notify(name)
+    session.notify("reliability_page")
+
+
+@nox.session(default=False)
+def reliability_page(session: nox.Session) -> None:
+    """Write docs/reliability.md from the file that FIGURES names."""
+    session.install(*PYPROJECT["project"]["dependencies"])
+    session.run("python", str(ROOT / "tests" / "reliability.py"), os.environ["FIGURES"])
 
 
 @nox.session
@@ -105,4 +163,14 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def model(session: nox.Session) -> None:
     """Check the model of admission with spin, in minutes: `nox -s model -- two HOLD` for some."""
-    session.run("python", str(ROOT / "tests" / "models" / "check.py"), *session.posargs)
+    env = {"PYTHONPATH": str(ROOT / "tests")}
+    session.run("python", str(ROOT / "tests" / "models" / "check.py"), *session.posargs, env=env)
+
+
+@nox.session
+def mutmut(session: nox.Session) -> None:
+    """Change the core in one place at a time, and see that tests fail: that takes hours.
+    `nox -s mutmut -- "_queue.*"` for some."""
+    session.install(*PYPROJECT["project"]["dependencies"])
+    install(session, "mutmut")
+    session.run("python", str(ROOT / "tests" / "mutation" / "check.py"), *session.posargs)

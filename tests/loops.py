@@ -3,7 +3,8 @@ next timer once nothing is.
 
 1. Nothing ready, no timer and no thread to wait for is a stall: `Stalled`, never a hang.
 2. While a thread of `run_in_executor` is out, time stands still and the loop waits for it.
-3. `turns` counts the turns of the loop: what spins is seen without a clock.
+3. `ShuffledLoop` runs what is ready at once in an order of its seed.
+4. `turns` counts the turns of the loop: what spins is seen without a clock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import selectors
 from heapq import heappop, heappush
 from itertools import count
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -97,6 +99,62 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             await super().shutdown_default_executor(*args)
         finally:
             self.threads -= 1
+
+
+class Ready:
+    """What is ready, in place of a loop's queue; see `ShuffledLoop`."""
+
+    def __init__(self, random: Random, before_step: Callable[[], None]) -> None:
+        self._random = random
+        self._before_step = before_step
+        self._handles: list[tuple[object, asyncio.Handle]] = []  # each with what made it ready
+        self._left = 0  # of this turn
+        self._running: object = None
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def clear(self) -> None:
+        self._handles.clear()
+
+    def append(self, handle: asyncio.Handle) -> None:
+        alone = self._running is None or isinstance(handle, asyncio.TimerHandle)
+        self._handles.append((handle if alone else self._running, handle))
+
+    def turn(self) -> None:
+        """What becomes ready now does so from outside."""
+        self._running = None
+
+    def popleft(self) -> asyncio.Handle:
+        if not self._left:
+            self._left = len(self._handles)
+        self._running = object()
+        self._before_step()
+        firsts: dict[object, int] = {}
+        for number in range(self._left):
+            firsts.setdefault(self._handles[number][0], number)
+        _, handle = self._handles.pop(self._random.choice(list(firsts.values())))
+        self._left -= 1
+        self._running = handle
+        return handle
+
+
+class ShuffledLoop(VirtualLoop):
+    """Runs what is ready in one turn in an order of its seed, and calls `before_step` before each.
+
+    asyncio promises that what is ready first runs first, and its own code relies on it.  So the
+    order of what one callback (a task's step, say) makes ready is kept, and what becomes ready in a
+    turn runs in the next.  What else is ready in the same turn, steps of tasks that go on by
+    themselves, timers that are due, may have become so in any order, and runs in any.
+    """
+
+    def __init__(self, seed: int, before_step: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._ready = Ready(Random(seed), before_step)
+
+    def _process_events(self, events: Any) -> None:
+        self._ready.turn()
+        super()._process_events(events)  # type: ignore[misc]
 
 
 class VirtualUvloop(uvloop.Loop):

@@ -416,7 +416,8 @@ class Interpreter:
         already_tripped = self.switch.reason
         leaving = ExitStack()
         try:
-            async with open_branch_nursery(
+            reactor = Reactor(self, watched, plan.reactions)
+            step = open_branch_nursery(
                 limiter if isinstance(limit, str) else limit,
                 name=name,
                 policy=POLICIES[plan.policy],
@@ -424,15 +425,13 @@ class Interpreter:
                 move_on_after=plan.move_on_after,
                 cancel_rules=plan.rules,
                 breach=self.switch if plan.on_switch else None,
-                observers=[watched.recorder, Reactor(self, watched, plan.reactions)],
-            ) as nursery:
+                observers=[*self.oracle.observers, watched.listener, reactor],
+            )
+            async with self.oracle.recorded.watch_step(step) as nursery:
                 watched.opened(nursery)
                 try:
                     for op in plan.body:
                         await self.do(op, watched, around)
-                except Oops as oops:
-                    watched.body_error = oops
-                    raise
                 finally:
                     if around is not None:
                         leaving.enter_context(
@@ -446,7 +445,6 @@ class Interpreter:
                 assert plan.on_switch
                 assert isinstance(exc, Breached)
                 assert exc.reason == already_tripped
-                watched.was_refused = True
             else:
                 watched.closed(exc)
             raise
@@ -479,7 +477,7 @@ class Interpreter:
         except BaseException as exc:
             watched.left(key, exc)
             raise
-        watched.returned(key, number)
+        watched.returned(key)
         return number
 
     def spawn(self, watched: WatchedStep, plan: BranchPlan) -> Branch[int]:
@@ -489,7 +487,7 @@ class Interpreter:
         with watched.submitting(key, plan.timeout, plan.weight):
             branch = watched.nursery.start_soon(
                 key,
-                self.run_branch,
+                self.oracle.recorded.watch(self.run_branch),
                 watched,
                 key,
                 plan,

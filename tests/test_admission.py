@@ -202,6 +202,18 @@ def test_a_priority_changed_while_queued_counts_and_the_turn_is_kept() -> None:
     assert run_dry(step) == ["c", "d", "b", "a"]
 
 
+def test_a_priority_that_is_changed_leaves_the_deeper_one_first() -> None:
+    pool, _ = pool_of(1)
+    shallow, deep = Step(pool), Step(pool, depth=2)
+    first = shallow.submit("first", 9)
+    shallow.submit("shallow")
+    late = deep.submit("deep", -1)
+    deep.reprioritise(late, 0)
+    shallow.checkpoint()
+    assert shallow.end(first) is None
+    assert deep.names() == ["deep"]
+
+
 def test_a_priority_changed_to_and_fro_admits_once() -> None:
     pool, ledger = pool_of(1)
     step = Step(pool)
@@ -273,6 +285,18 @@ def test_a_grown_pool_admits_at_the_next_checkpoint() -> None:
     pool.set_cap(math.inf)
     step.checkpoint()
     assert step.names() == ["a", "b", "c"]
+
+
+def test_one_look_is_asked_for_however_often_it_changes() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    pool.steps[step] = None  # type: ignore[index]
+    step.submit("a")
+    step.checkpoint()
+    step.submit("b")
+    pool.set_cap(2)
+    pool.set_cap(3)
+    assert len(step.calls) == 1
 
 
 def test_growing_with_only_tasks_waiting_admits_at_once() -> None:
@@ -378,6 +402,92 @@ def test_a_sweep_loses_nobody() -> None:
     pool.set_paused(None)
     pool.dispatch()
     assert run_dry(step) == [waiter.name for waiter in expected]
+
+
+def test_a_queue_that_was_left_refers_to_nobody() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    a, b = step.submit("a"), step.submit("b")
+    step.checkpoint()
+    step.reprioritise(b, 1)
+    step.reprioritise(b, 0)
+    assert step.end(a) is b
+    step.end(b)
+    assert not pool._queue
+
+
+def test_a_sub_cap_that_was_left_is_referred_to_by_none_around_it() -> None:
+    outer, _ = pool_of(1)
+    pool = Pool(None, 1, parent=outer)
+    step = Step(pool)
+    a, b = Waiter(step, "a"), Waiter(step, "b")
+    pool.enter(a, 0)
+    pool.enter(b, 0)
+    step.reprioritise(b, 1)  # another offer
+    assert step.end(a) is b
+    step.end(b)
+    assert not pool._queue
+    assert not outer._queue
+
+
+# ---------------------------------------------------------------- what it counts
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+def test_a_pool_counts_whom_it_admits_once_each(weight: int) -> None:
+    pool, _ = pool_of(2)
+    step = Step(pool)
+    for name in "abc":
+        waiter = Waiter(step, name)
+        waiter._weight = weight
+        pool.enter(waiter, 0)
+    admitted = len(step.admitted)
+    assert pool.admitted == admitted == 2 // weight
+    first = step.admitted[0]
+    token, first._token = first._token, None
+    pool.give_back(token)
+    pool.resume(first)
+    assert pool.admitted == admitted + 1  # the next; who resumes has been admitted before
+
+
+def test_a_follower_counts_as_admitted() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    a, b = step.submit("a"), step.submit("b")
+    step.checkpoint()
+    assert step.end(a) is b
+    assert pool.admitted == 2
+
+
+def test_a_pool_is_idle_without_tokens_in_use_waiters_and_open_steps() -> None:
+    pool, _ = pool_of(1)
+    step = Step(pool)
+    assert pool.is_idle()
+    pool.steps[step] = None  # type: ignore[index]
+    assert not pool.is_idle()
+    del pool.steps[step]  # type: ignore[arg-type]
+    a = step.submit("a")
+    assert not pool.is_idle()
+    step.checkpoint()
+    assert not pool.is_idle()
+    step.end(a)
+    assert pool.is_idle()
+
+
+@pytest.mark.parametrize("weight", [1, 2])
+def test_a_place_goes_on_with_its_own_step_in_a_pool_that_is_not_plain(weight: int) -> None:
+    outer, _ = pool_of(2)
+    pool = Pool(None, weight, parent=outer)
+    step = Step(pool)
+    for name in "ab":
+        waiter = Waiter(step, name)
+        waiter._weight = weight
+        pool.enter(waiter, 0)
+    (a,) = step.admitted
+    following = step.end(a)
+    assert following.name == "b"
+    assert step.admitted == [a]  # it needs no place of its own
+    assert outer.used == weight
 
 
 def test_a_token_says_who_holds_it() -> None:

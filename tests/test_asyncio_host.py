@@ -38,6 +38,7 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps.hosts._asyncio_host import AsyncioHost
 
 Main = Callable[[], Awaitable[Any]]
 Run = Callable[[Main], Any]
@@ -136,6 +137,53 @@ def test_cleanup_that_awaits_is_not_interrupted(run: Run, how: str) -> None:
     else:
         run(main)
     assert log == ["clean"]
+
+
+@EVERY_LOOP
+def test_cleanup_of_a_cancelled_branch_is_not_interrupted_by_a_stop_of_the_step(run: Run) -> None:
+    log: list[str] = []
+
+    async def main() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", cleans_up, log)
+            await asyncio.sleep(1)
+            nursery.cancel("a")
+            await asyncio.sleep(1)
+            nursery.breach("stop")
+
+    with pytest.raises(Breached):
+        run(main)
+    assert log == ["clean"]
+
+
+@EVERY_LOOP
+def test_a_deadline_that_comes_once_its_step_was_left_reaches_nobody(run: Run) -> None:
+    reported: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: reported.append(context))
+        async with open_branch_nursery(fail_after=3) as nursery:
+            nursery.start_soon("a", asyncio.sleep, 1)
+        await asyncio.sleep(9)
+        assert endings(nursery) == {"a": "succeeded"}
+
+    run(main)
+    assert not reported
+
+
+@EVERY_LOOP
+def test_a_limit_that_has_grown_admits_as_many(run: Run) -> None:
+    async def main() -> None:
+        async with open_branch_nursery(1) as nursery:
+            for key in "abc":
+                nursery.start_soon(key, asyncio.sleep, 3)
+            await asyncio.sleep(1)
+            nursery.limiter.total_tokens = 2
+            await asyncio.sleep(1)
+            assert nursery.statistics().running == 2
+
+    run(main)
 
 
 @EVERY_LOOP
@@ -387,6 +435,53 @@ def test_a_cancellation_that_the_body_swallows_is_gone(run: Run) -> None:
         task.cancel()
         with pytest.raises(BranchErrors):
             await task
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_a_cancellation_that_the_block_was_entered_with_is_met_in_it(run: Run) -> None:
+    """As Ctrl-C is, which asyncio makes a cancellation whatever code is running."""
+    nurseries: list[BranchNursery] = []
+
+    async def interrupted() -> None:
+        me().cancel()
+        async with open_branch_nursery() as nursery:
+            nurseries.append(nursery)
+            nursery.start_soon("a", sleep_forever)
+
+    async def main() -> None:
+        task = asyncio.create_task(interrupted())
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert endings(nurseries[0])["a"] in ("cancelled", "skipped")
+
+    run(main)
+
+
+@EVERY_LOOP
+def test_a_cancellation_by_a_signal_as_the_block_is_left_is_met_in_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes between two of the engine's own statements."""
+    looks = AsyncioHost._is_busy
+    signals = [me]
+
+    def is_busy(host: AsyncioHost) -> bool:
+        if signals:
+            signals.pop()().cancel("by a signal")
+        return looks(host)
+
+    async def interrupted() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", sleep_forever)
+            monkeypatch.setattr(AsyncioHost, "_is_busy", is_busy)
+
+    async def main() -> None:
+        task = asyncio.create_task(interrupted())
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not signals
 
     run(main)
 
@@ -1705,6 +1800,36 @@ def test_a_thread_goes_on_when_its_caller_is_cancelled_and_the_slot_waits_for_it
             assert nursery["b"].status is BranchStatus.QUEUED
             gate.set()
         assert nursery.result["a"].output == "through"
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
+
+
+def test_a_timeout_of_ones_own_around_a_thread_goes_before_its_value() -> None:
+    async def main() -> None:
+        gate, started = threading.Event(), threading.Event()
+        scope = asyncio.timeout(None)
+
+        def work() -> None:
+            started.set()
+            gate.wait()
+
+        async def gives_up() -> str:
+            with pytest.raises(TimeoutError):
+                async with scope:
+                    await in_thread(work)()
+            await asyncio.sleep(0)
+            return "went on"
+
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", gives_up)
+            while not started.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            scope.reschedule(asyncio.get_running_loop().time())
+            while not scope.expired():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            gate.set()
+        assert nursery.result["a"].output == "went on"
 
     with asyncio.Runner() as runner:
         runner.run(main())

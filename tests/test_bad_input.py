@@ -440,7 +440,7 @@ async def test_run_branches_refuses_bad_arguments_before_anything_starts(
     (lambda: tolerate(-1), ValueError, "`failures` must be an int >= 0, got -1"),
     (lambda: tolerate(False), TypeError, "`failures` must be an int >= 0, got False"),
     (lambda: tolerate("2"), TypeError, "`failures` must be an int >= 0, got '2'"),  # type: ignore[arg-type]
-    (lambda: until(None), TypeError, "`done` must be a function of key and result, got None"),  # type: ignore[arg-type]
+    (lambda: until(7), TypeError, "`done` must be a function of key and result, got 7"),  # type: ignore[arg-type]
     (lambda: CancelRule(1, "b"), TypeError, "`when` must be a str, got 1"),  # type: ignore[arg-type]
     (lambda: CancelRule("a", None), TypeError, "`cancel` must be a str, got None"),  # type: ignore[arg-type]
     (

@@ -98,6 +98,26 @@ async def test_the_first_reason_stands() -> None:
     assert breach.reason == "first"
 
 
+async def test_a_step_nested_in_another_one_of_its_breach_is_breached_too() -> None:
+    breach = Breach()
+    seen: list[BranchNursery] = []
+
+    async def nested() -> None:
+        async with open_branch_nursery(1, breach=breach) as inner:
+            seen.append(inner)
+            inner.start_soon("runs", trio.sleep_forever)
+            inner.start_soon("waits", trio.sleep_forever)
+
+    with pytest.raises(Breached, match="both"):
+        async with open_branch_nursery(breach=breach) as outer:
+            outer.start_soon("a", nested)
+            await until_nothing_is_ready()
+            breach.trip("both")
+    assert statuses(outer.result) == {"a": BREACHED}
+    assert statuses(seen[0].result) == {"runs": BREACHED, "waits": SKIPPED}
+    assert seen[0].result.stop_reason == "both"
+
+
 async def test_a_step_opened_on_a_tripped_breach_raises_at_once() -> None:
     breach = Breach()
     assert breach.reason is None

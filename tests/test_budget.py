@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import trio
 from hypothesis import given, strategies as st
+from trio.testing import MockClock
 
 from drivers import World, on_asyncio, on_trio
 from helpers import (
@@ -41,6 +42,7 @@ from trio_parallel_steps import (
     BranchErrors,
     BranchLimiter,
     BranchNursery,
+    BranchStatus,
     Breach,
     Breached,
     Budget,
@@ -53,6 +55,7 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps._budget import Book
 
 BOTH = pytest.mark.parametrize("driver", [on_trio, on_asyncio], ids=["trio", "asyncio"])
 
@@ -315,8 +318,32 @@ def test_unknown_units() -> None:
     [(-1, ValueError), (math.nan, ValueError), (True, TypeError), ("1", TypeError)],
 )
 def test_bad_limits(limit: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"`usd` must be a number >= 0, or math\.inf, got "):
+    with pytest.raises(error, match=r"`usd` must be a number >= 0, or math\.inf, got ") as caught:
         Budget(usd=limit)
+    assert str(caught.value).endswith(f"got {limit!r}")
+
+
+def test_a_limit_of_zero_forbids_all_but_nothing() -> None:
+    budget = Budget(usd=0)
+    budget.spend(usd=0)
+    with pytest.raises(BudgetExceeded):
+        budget.spend(usd=1)
+
+
+def test_what_a_reservation_covers_is_settled_in_all_books_around_it() -> None:
+    books = [Book(None, {"usd": 9})]
+    for _ in range(2):
+        books.append(Book(books[-1], {"usd": 9}))
+    reserved = books[-1].reserve({"usd": 3})
+    assert books[-1].settle(reserved, {"usd": 2}) is None
+    assert [book.accounts["usd"].settled for book in books] == [2, 2, 2]
+
+
+def test_a_book_between_that_lacks_the_unit_hides_none_around_it() -> None:
+    outer = Book(None, {"usd": 9})
+    inner = Book(Book(outer, {"calls": 9}), {"usd": 9})
+    assert inner.settle({}, {"usd": 2}) is None
+    assert outer.accounts["usd"].settled == outer.accounts["usd"].used == 2
 
 
 def test_bad_parents_and_options() -> None:
@@ -507,7 +534,8 @@ def test_the_asking_branch_succeeds_if_it_returns_and_fails_if_it_raises_somethi
 
 
 @pytest.mark.parametrize(
-    ("how", "status"), [("returns", SUCCEEDED), ("mine", FAILED), ("group", BREACHED)]
+    ("how", "status"),
+    [("returns", SUCCEEDED), ("mine", FAILED), ("group", BREACHED), ("group of more", FAILED)],
 )
 @BOTH
 def test_how_an_asking_branch_ends(driver: Any, how: str, status: Any) -> None:
@@ -522,6 +550,8 @@ def test_how_an_asking_branch_ends(driver: Any, how: str, status: Any) -> None:
                     raise ValueError("mine") from None
                 if how == "group":
                     raise ExceptionGroup("", [ExceptionGroup("", [exc])]) from None
+                if how == "group of more":
+                    raise ExceptionGroup("", [exc, KeyError("mine")]) from None
 
         with pytest.raises(BudgetExceeded) as caught:
             await run_branches({"asks": asks}, budget=budget)
@@ -756,6 +786,24 @@ def test_nested_steps_on_one_breach_are_both_breached(driver: Any) -> None:
     driver(program)
 
 
+async def test_a_policy_of_the_users_own_is_asked_about_one_that_was_refused() -> None:
+    class Asked:
+        def __init__(self) -> None:
+            self.endings: list[tuple[Any, BranchStatus]] = []
+
+        def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
+            self.endings.append((key, result.status))
+            return Decision.GO_ON
+
+    async def asks() -> None:
+        budget.spend(usd=2)
+
+    budget, policy = Budget(usd=1), Asked()
+    with pytest.raises(BudgetExceeded):
+        await run_branches({"a": asks}, budget=budget, policy=policy)
+    assert policy.endings == [("a", BREACHED)]
+
+
 async def test_a_closed_step_is_not_touched_any_more() -> None:
     budget = Budget(usd=1)
     result = await run_branches({"a": lambda: give(1)}, budget=budget)
@@ -765,7 +813,7 @@ async def test_a_closed_step_is_not_touched_any_more() -> None:
     assert not budget._steps
 
 
-async def test_a_deadline_that_came_first_is_the_cause() -> None:
+async def test_a_deadline_that_came_first_is_the_cause(autojump_clock: MockClock) -> None:
     budget = Budget(usd=1)
 
     async def asks_when_stopped() -> None:
@@ -774,7 +822,7 @@ async def test_a_deadline_that_came_first_is_the_cause() -> None:
         finally:
             budget.spend(usd=2)
 
-    async with open_branch_nursery(budget=budget, move_on_after=0.01, policy=COLLECT) as nursery:
+    async with open_branch_nursery(budget=budget, move_on_after=1, policy=COLLECT) as nursery:
         nursery.start_soon("a", asks_when_stopped)
     assert nursery.result["a"].status is FAILED
 

@@ -1,7 +1,7 @@
 """Every cell of the endings table: what stops a step x a branch that runs, one that is queued, the
 block.  And what the block shows of the errors that it met on its way out."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -1011,6 +1011,34 @@ def test_a_scope_left_open_fails_its_branch_and_not_the_next(then: str) -> None:
     assert type(error) is RuntimeError
     assert str(error) == "'leaves' left a cancel scope or nursery of its own open in its task"
     assert result["after"].duration == 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_nursery_left_open_stops_the_step_and_is_told_as_that() -> None:
+    """trio can't end a task that left one: it cancels all that are beside it."""
+    left: list[AsyncGenerator[None, None]] = []
+
+    async def opens_a_nursery() -> AsyncGenerator[None, None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            yield
+
+    async def leaves_it_open() -> None:
+        left.append(opens_a_nursery())
+        await left[0].asend(None)
+
+    async def program() -> None:
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(RuntimeError, match="Nursery stack corrupted")
+        ) as caught:
+            branches = {"leaves": leaves_it_open, "next": trio.sleep_forever}
+            await run_branches(branches, 1, policy=COLLECT)
+        result = caught.value.result  # type: ignore[attr-defined]
+        assert result["leaves"].status is FAILED
+        assert result["next"].status is SKIPPED
+        assert result.stop_reason == "a task that branches ran in could not be ended"
+
+    run(program)
 
 
 async def test_a_generator_that_is_closed_in_time_is_no_trouble() -> None:

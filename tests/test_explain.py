@@ -106,8 +106,10 @@ async def test_a_retry(autojump_clock: MockClock) -> None:
         nursery.start_soon("a", fail, retry=retry)
         await trio.sleep(0.5)
         assert nursery.explain() == {"a": "retry: 1.5 s"}
+        await trio.sleep(1.25)
+        assert nursery.explain() == {"a": "retry: 0.25 s"}
         nursery.start_soon("b", trio.sleep, 9)
-        await trio.sleep(2)
+        await trio.sleep(0.75)
         assert nursery.explain() == {"a": "limit: 1 of 1 in use"}
 
 

@@ -1,13 +1,21 @@
-"""Every step of many schedules of a few programs, with a stop or a change injected there."""
+"""Trees of steps under seeded schedules, with a stop or a change injected before each step."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
 import pytest
+import trio
 
-from explorer import explore, run_once
-from trees import Node, Program, Step
+import figures
+from drivers import TrioWorld
+from programs import untraced_explore
+from trees import Node, Program, Run, Step
+from trio_parallel_steps.testing import Call, Run as Explored, explore, expose, replay
 
-SCHEDULES = 2_000  # at least, of all programs together
+ROUNDS = 2  # of each fault before each step: 2,000 schedules of all programs together
 
 LEAF = Node()
 LONG = Node(seconds=2)
@@ -58,22 +66,104 @@ TREES = {
 PROGRAMS = FLAT | TREES
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_stop_at_any_step_keeps_the_invariants(name: str) -> None:
-    explored = seed = 0
-    while explored < SCHEDULES / len(PROGRAMS):
-        explored += explore(PROGRAMS[name], seed)
-        seed += 1
+class Looking(trio.abc.Instrument):
+    """Lets the oracle look before every step."""
+
+    def __init__(self, run: Run) -> None:
+        self.steps = 0
+        self._run = run
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps += 1
+        try:
+            self._run.look()
+        except Exception as exc:  # an instrument that raises is dropped in silence
+            self._run.violations.append(repr(exc))
+
+
+def running(program: Program) -> Callable[[], Awaitable[int]]:
+    """Returns how many steps it took."""
+
+    async def main() -> int:
+        run = Run(TrioWorld(), program)
+        expose(run=run)
+        looking = Looking(run)
+        trio.lowlevel.add_instrument(looking)
+        await run()
+        trio.lowlevel.remove_instrument(looking)
+        return looking.steps
+
+    main.__name__ = repr(program)
+    return main
+
+
+def check(explored: Explored) -> None:
+    run: Run = explored.exposed["run"]
+    run.verdict()
+
+
+# ---------------------------------------------------------------- what is injected
+
+
+def any_of(run: Run, what: list[Any]) -> Any:
+    """Another at another time, the same if it is run again."""
+    return Random(f"{len(run.log)} {len(what)}").choice(what)
+
+
+def cancel_any(run: Run) -> None:
+    if run.traced:
+        run.cancel(any_of(run, run.traced))
+
+
+def breach_any(run: Run) -> None:
+    if run.steps:
+        run.breach(any_of(run, run.steps))
+
+
+def reprioritise_any(run: Run) -> None:
+    if run.traced:
+        run.reprioritise(any_of(run, run.traced), any_of(run, [-2, 2]))
+
+
+ACTS = (Run.interrupt, cancel_any, breach_any, reprioritise_any)
+FAULTS = [Call(act, "run") for act in ACTS]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_the_same_seed_gives_the_same_log(name: str) -> None:
-    (one, steps), (other, _) = run_once(PROGRAMS[name], 1), run_once(PROGRAMS[name], 1)
-    assert one.log == other.log
-    (one, _), (other, _) = (run_once(PROGRAMS[name], 1, steps // 2) for _ in range(2))
-    assert one.log == other.log
+def test_a_stop_or_a_change_at_any_step_keeps_the_invariants(name: str) -> None:
+    program = running(PROGRAMS[name])
+    seen: set[tuple[Any, int | None]] = set()
+
+    def note(explored: Explored) -> None:
+        check(explored)
+        seen.add((explored.fault, explored.fault_step))
+
+    steps = replay(program, "-", check=check).value
+    explored = untraced_explore(
+        program, check=note, schedules=ROUNDS * steps * len(FAULTS), seed=1, faults=FAULTS
+    )
+    assert len(seen) > steps * len(FAULTS) * 0.8  # some schedules are shorter
+    figures.add("explored, seeded", schedules=explored.schedules, faults=explored.with_faults)
 
 
-def test_seeds_differ() -> None:
-    logs = {str(run_once(FLAT["three under two"], seed)[0].log) for seed in range(20)}
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_same_schedule_gives_the_same_log(name: str) -> None:
+    program = running(PROGRAMS[name])
+    logs: dict[str, list[Any]] = {}
+
+    def note(explored: Explored) -> None:
+        logs[explored.schedule] = explored.exposed["run"].log
+
+    explore(program, check=note, schedules=5, seed=1, faults=FAULTS)
+    for schedule, log in logs.items():
+        assert replay(program, schedule, faults=FAULTS).exposed["run"].log == log
+
+
+def test_schedules_differ() -> None:
+    logs: set[str] = set()
+
+    def note(explored: Explored) -> None:
+        logs.add(str(explored.exposed["run"].log))
+
+    explore(running(FLAT["three under two"]), check=note, schedules=20)
     assert len(logs) > 1

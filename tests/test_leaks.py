@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextvars
 import gc
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytest
@@ -23,6 +24,7 @@ from trio_parallel_steps import (
     BranchNursery,
     Breach,
     Breached,
+    Budget,
     StepTimeout,
     hedged,
     map_branches,
@@ -218,6 +220,23 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
+@contextmanager
+def no_garbage() -> Iterator[list[str]]:
+    """Yields what will hold the types of what only the collector could free."""
+    garbage: list[str] = []
+    gc.collect()
+    gc.disable()
+    try:
+        yield garbage
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        garbage += [type(thing).__qualname__ for thing in gc.garbage]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 def in_a_run(program: Callable[[], Awaitable[T]]) -> T:
     """In a run of its own, so that nothing of pytest's holds a frame.  (trio keeps what the main
     task returns: so programs return weak references.)"""
@@ -337,6 +356,77 @@ def test_a_shared_limiter_keeps_nothing_of_the_steps_that_used_it() -> None:
     assert {ref() for ref in in_a_run(program)} == {None}
 
 
+def test_nothing_refers_to_itself_when_it_is_over() -> None:
+    async def enter(limiter: BranchLimiter) -> None:
+        async with limiter:
+            await trio.sleep(1)
+
+    async def entering() -> None:
+        limiter = BranchLimiter(1)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(enter, limiter)
+            await trio.sleep(1.5)
+            limiter.total_tokens = 2  # the third is granted a token, and cancelled before it knows
+            nursery.cancel_scope.cancel()
+
+    async def spending() -> None:
+        Budget(Budget(usd=2), usd=1).spend(usd=1)
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        await trio.sleep_forever()
+
+    async def cutting_an_input_short() -> None:
+        with trio.move_on_after(1):
+            async with map_branches(trio.sleep, items()) as results:
+                async for _ in results:
+                    pass
+
+    async def fail_when_stopped() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise Oops
+
+    async def nest() -> None:
+        await run_branches({"inner": fail_when_stopped})
+
+    async def cancelling_from_outside() -> None:
+        """An error of cleanup, beside Cancelled."""
+        with trio.move_on_after(1):
+            await run_branches({"outer": nest}, policy=COLLECT)
+
+    async def raise_as_the_other_does() -> None:
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("inner", fail)
+            await trio.sleep_forever()
+
+    async def cancelling_a_body() -> None:
+        """By the branch whose error keeps the block that the body is of."""
+        with pytest.raises(BranchErrors):
+            await run_branches({"a": raise_as_the_other_does, "b": raise_as_the_other_does})
+
+    uses = (
+        entering,
+        spending,
+        cutting_an_input_short,
+        cancelling_from_outside,
+        cancelling_a_body,
+    )
+
+    async def program() -> dict[str, list[str]]:
+        found = {}
+        for use in uses:
+            with no_garbage() as garbage:
+                await use()
+                await trio.testing.wait_all_tasks_blocked()
+            found[use.__name__] = garbage
+        return found
+
+    assert in_a_run(program) == {use.__name__: [] for use in uses}
+
+
 variable: contextvars.ContextVar[Thing] = contextvars.ContextVar("variable")
 
 
@@ -389,6 +479,12 @@ async def of_a_block() -> None:
         nursery.start_soon("a", fail)
 
 
+async def of_a_body_that_is_cancelled() -> None:
+    async with open_branch_nursery() as nursery:
+        nursery.start_soon("a", fail)
+        await trio.sleep_forever()
+
+
 async def of_a_breach_tripped_before() -> None:
     breach = Breach()
     breach.trip("enough")
@@ -409,7 +505,10 @@ async def of_a_map() -> None:
             pass
 
 
-@pytest.mark.parametrize("nested", [of_a_block, of_a_breach_tripped_before, of_hedged, of_a_map])
+@pytest.mark.parametrize(
+    "nested",
+    [of_a_block, of_a_body_that_is_cancelled, of_a_breach_tripped_before, of_hedged, of_a_map],
+)
 @pytest.mark.usefixtures("no_collector")
 def test_errors_of_what_is_nested_go_with_the_result(
     nested: Callable[[], Awaitable[None]],

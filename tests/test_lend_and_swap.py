@@ -199,6 +199,20 @@ def test_what_is_parked_is_not_in_flight() -> None:
     assert inner.core.peak == 1
 
 
+def test_two_that_are_parked_at_once_are_not_in_flight() -> None:
+    step = Fake().step(1)
+    step.start("a", "b", "c")
+    first, second = step.wait("a", step["c"]), step.wait("b", step["c"])
+    assert list(step.running) == ["a", "b", "c"]
+    assert (step.core.running, step.core.parked, step.core.peak) == (3, 2, 1)
+    step.end("c")
+    assert first.goes_on
+    assert (step.core.running, step.core.parked) == (2, 1)
+    step.end("a")
+    assert second.goes_on
+    assert (step.core.running, step.core.parked, step.core.peak) == (1, 0, 1)
+
+
 def test_what_goes_on_again_counts_in_the_peak() -> None:
     step = Fake().step(2)
     step.start("a", "b")
@@ -595,16 +609,32 @@ def test_no_hand_over_by_one_that_has_closed_no_wait() -> None:
     assert step.is_resuming("a")
 
 
-def test_no_hand_over_of_what_does_not_fit_any_more() -> None:
+@pytest.mark.parametrize("sub_cap", [None, 2])
+def test_no_hand_over_of_what_does_not_fit_any_more(sub_cap: int | None) -> None:
     fake = Fake()
     step = fake.step(2)
     step.start("a", "b")
-    inner = step.nest("a")
+    inner = step.nest("a", sub_cap)
     inner.submit("x")
     inner.leave()
     step.pool.set_cap(1)
     inner.end("x")
     assert step.is_resuming("a")
+    step.end("b")
+    assert step.holds("a")
+
+
+def test_no_hand_over_from_a_sub_cap_of_what_does_not_fit_around_it_any_more() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", "b")
+    inner = step.nest("a", 1)
+    inner.submit("x")
+    inner.leave()
+    step.pool.set_cap(1)
+    inner.end("x")
+    assert step.is_resuming("a")
+    assert step.pool.used == 1
     step.end("b")
     assert step.holds("a")
 
@@ -648,12 +678,31 @@ def test_a_stopped_branch_waits_for_no_token_and_counts_until_it_has_ended(how: 
     assert fake.is_idle()
 
 
-def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends() -> None:
+def test_a_stopped_branch_that_goes_on_counts_with_its_weight() -> None:
+    fake = Fake()
+    step = fake.step(2)
+    step.start("a", weight=2)
+    step.start("b", "c")
+    wait = step.wait("a", step["b"])
+    assert list(step.running) == ["a", "b", "c"]
+    wait.set()
+    step.core.cancel(step["a"], "why")
+    assert wait.goes_on
+    assert step.pool.used == 4
+    step.end("a", None)
+    assert step.pool.used == 2
+
+
+@pytest.mark.parametrize("how", ["cancelled", "breached"])
+def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends(how: str) -> None:
     fake = Fake()
     step = fake.step(1)
     step.start("a", "b", "c")
     wait = step.wait("a", step["b"])
-    step.core.cancel(step["a"], "why")
+    if how == "cancelled":
+        step.core.cancel(step["a"], "why")
+    else:
+        step.core.stop(Cause.BREACH, "why")
     assert not wait.goes_on
     wait.set()  # cut short by the cancellation
     assert wait.goes_on
@@ -661,7 +710,8 @@ def test_one_that_is_told_to_stop_while_parked_goes_on_at_once_as_its_wait_ends(
     step.end("a", None)
     assert list(step.running) == ["b"]
     step.end("b")
-    step.end("c")
+    if how == "cancelled":
+        step.end("c")
     assert fake.is_idle()
 
 

@@ -46,6 +46,7 @@ from trio_parallel_steps import (
     abc,
     current_branch,
     map_branches,
+    open_branch_nursery,
     run_branches,
     tolerate,
 )
@@ -263,6 +264,24 @@ def test_one_item_is_pulled_ahead_of_the_admissions(kind: str) -> None:
         assert_idle(shared)
 
     run(program)
+
+
+@EVERY_DRIVER
+def test_a_branch_of_another_step_that_came_first_goes_first(driver: Driver) -> None:
+    async def program(world: World) -> None:
+        shared = BranchLimiter(1)
+        order: list[str] = []
+
+        async def work(name: str) -> None:
+            order.append(name)
+            await world.sleep(1)
+
+        async with open_branch_nursery(shared) as nursery, map_branches(work, "b", shared) as later:
+            nursery.start_soon("a", work, "a", priority=1)
+            assert [result.success async for result in later] == [True]
+        assert order == ["a", "b"]
+
+    driver(program)
 
 
 def test_in_order_the_first_can_always_end() -> None:
@@ -1254,9 +1273,13 @@ def test_what_was_consumed_is_gone_at_once(kind: str, in_order: bool) -> None:
     class Thing:
         pass
 
+    of_branch: ContextVar[Thing] = ContextVar("of_branch")
+
     async def make(n: int) -> Thing:
         await trio.sleep(1)
-        return Thing()
+        thing = Thing()
+        of_branch.set(thing)
+        return thing
 
     async def program() -> None:
         gc.disable()

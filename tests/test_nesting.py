@@ -143,6 +143,22 @@ async def test_a_stop_reaches_one_that_waits_for_its_token(
     assert_idle(limiter)
 
 
+async def test_a_wait_cut_short_by_a_scope_of_ones_own_takes_the_token_back_first(
+    autojump_clock: MockClock,
+) -> None:
+    async def gives_up(nursery: BranchNursery) -> tuple[float, int]:
+        with trio.move_on_after(1):
+            await nursery["b"].wait()
+        return trio.current_time(), nursery.limiter.borrowed_tokens
+
+    async with open_branch_nursery(1) as nursery:
+        nursery.start_soon("a", gives_up, nursery)
+        nursery.start_soon("b", trio.sleep, 3)
+        nursery.start_soon("c", trio.sleep, 3)
+    assert nursery.result["a"].output == (3, 1)
+    assert nursery.result.peak_in_flight == 1
+
+
 async def test_a_limit_of_a_nested_step_may_be_changed(autojump_clock: MockClock) -> None:
     async def nest() -> float:
         async with open_branch_nursery(1) as inner:

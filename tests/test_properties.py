@@ -13,7 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 from trio.testing import MockClock
 
-from explorer import schedule
+from clocks import schedule
 from oracle import Oracle
 from strategies import Interpreter, Oops, Program, limits, priorities, programs
 from trio_parallel_steps import (
@@ -23,6 +23,7 @@ from trio_parallel_steps import (
     BranchStatus,
     open_branch_nursery,
 )
+from trio_parallel_steps.testing import assert_no_stall
 
 STALLED = 10_000.0  # virtual seconds; no program has that much to do
 
@@ -100,7 +101,12 @@ async def run_on_trio(program: Program) -> Oracle:
         interpreter = Interpreter(program, TrioKit(timers), oracle)
         watch = Watch(oracle)
         trio.lowlevel.add_instrument(watch)
-        with trio.move_on_after(STALLED) as stall, trio.CancelScope() as outside:
+        with (
+            assert_no_stall() as no_stall,
+            trio.move_on_after(STALLED) as stall,
+            trio.CancelScope() as outside,
+        ):
+            oracle.observers.append(no_stall)
 
             def interrupt() -> None:
                 oracle.interrupt()

@@ -606,6 +606,19 @@ def test_its_own_timeout_before_a_stop_that_it_is_the_first_to_hear_of(second: C
         assert nursery.result["other"].reason == second.reason.format(2)
 
 
+def test_its_own_timeout_after_a_deadline_that_it_is_the_first_to_hear_of() -> None:
+    async def program() -> None:
+        async with open_branch_nursery(policy=COLLECT, move_on_after=1) as nursery:
+            nursery.start_soon("it", clean_up_for_all, 4, timeout=2)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(9)
+        it = nursery.result["it"]
+        assert (it.status, it.reason) == (TIMED_OUT, "step timed out after 1 s")
+        assert it.exception is None
+
+    run_in_many_orders(program)
+
+
 def test_its_own_timeout_later_than_the_stop_that_it_is_still_unwinding_from() -> None:
     async def program() -> None:
         with pytest.raises(Breached) as caught:

@@ -9,6 +9,7 @@ import random
 import re
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import attrs
@@ -50,6 +51,7 @@ from trio_parallel_steps import (
     current_branch,
     open_branch_nursery,
     run_branches,
+    tolerate,
 )
 from trio_parallel_steps._tries import give_up, queue_again
 from trio_parallel_steps.abc import Observer
@@ -856,6 +858,41 @@ async def test_stopped_between_tries_it_ends_as_a_running_one_would(
     assert_complete(nursery, *(["a", "b"] if stop.helper else ["a"]))
     await wait_all_tasks_blocked()
     assert trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
+
+
+async def test_one_that_ends_between_tries_leaves_those_in_flight_as_they_are(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_branch_nursery(3, policy=COLLECT) as nursery:
+        for key in ("a", "b"):
+            nursery.start_soon(key, Flaky(), retry=evenly(every=5))
+        for key in ("c", "d"):
+            nursery.start_soon(key, trio.sleep, 4)
+        await trio.sleep(2)
+        nursery["a"].cancel()
+        nursery["b"].cancel()
+        statistics = nursery.statistics()
+        assert (statistics.queued, statistics.running, statistics.ended) == (0, 2, 2)
+        core: Any = nursery._core
+        assert (core.running, core.parked) == (2, 0)
+    assert [nursery.result[key].status for key in "abcd"] == [CANCELLED] * 2 + [SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize(("failures", "satisfied"), [(1, False), (2, True)])
+async def test_each_that_has_waited_for_too_long_is_one_failure(
+    failures: int, satisfied: bool, autojump_clock: MockClock
+) -> None:
+    limiter = BranchLimiter(2)
+    with nullcontext() if satisfied else pytest.raises(BranchErrors):
+        async with open_branch_nursery(limiter, policy=tolerate(failures)) as nursery:
+            for key in ("a", "b"):
+                nursery.start_soon(key, Flaky(), retry=evenly(timeout=5))
+            await trio.sleep(1.5)
+            limiter.pause("full")
+            await trio.sleep(9)
+            limiter.resume()
+    assert nursery.result.success is satisfied
+    assert nursery.result["a"].status is FAILED
 
 
 @pytest.mark.parametrize("stop", [stop for stop in STOPS if stop.at is not nothing], ids=repr)

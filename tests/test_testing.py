@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -14,13 +16,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from helpers import SUCCEEDED, run
+from helpers import FAILED, SUCCEEDED, run
 from trio_parallel_steps import (
+    COLLECT,
+    BranchErrors,
     BranchLimiter,
     BranchNursery,
     Breached,
     Budget,
     BudgetExceeded,
+    Retry,
+    map_branches,
     open_branch_nursery,
     run_branches,
 )
@@ -532,6 +538,22 @@ def test_a_fault_at_every_step_finds_a_leak(fault: Fault) -> None:
         replay(holds_a_resource, failure.schedule, check=gives_back, faults=[fault])
 
 
+def test_random_schedules_have_each_fault_before_each_step() -> None:
+    seen: list[tuple[Fault | None, int | None]] = []
+
+    def note(run: Run) -> None:
+        seen.append((run.fault, run.fault_step))
+
+    faults = [Call(lambda: None), Call(lambda: None, at=[2])]
+    explored = explore(interleavings(2, 2), check=note, faults=faults, schedules=7)
+    assert explored.schedules == len(set(seen)) == 7
+    assert sorted(step for fault, step in seen if fault is faults[0] and step is not None) == [
+        *range(5)
+    ]
+    assert (faults[1], 2) in seen
+    assert (None, None) in seen
+
+
 @pytest.mark.parametrize("schedules", ["all", 50])
 def test_a_fault_is_tried_at_the_steps_that_it_names(schedules: Any) -> None:
     found = []
@@ -836,10 +858,6 @@ def recorded_step(**options: Any) -> Recorder:
 
 
 def test_a_broken_invariant_is_told_by_its_number() -> None:
-    def seen_of(recorded: Recorder) -> Any:
-        (seen,) = recorded._steps.values()
-        return seen
-
     recorded = recorded_step()
     check_invariants(recorded)
     seen_of(recorded).endings["a"] *= 2
@@ -853,6 +871,221 @@ def test_a_broken_invariant_is_told_by_its_number() -> None:
     seen_of(recorded).result = None
     with pytest.raises(InvariantBroken, match=r"3: .* was not closed"):
         check_invariants(recorded)
+
+
+def seen_of(recorded: Recorder) -> Any:
+    (seen,) = recorded._steps.values()
+    return seen
+
+
+def again(hook: str) -> Callable[[Recorder], None]:
+    """Told of the first branch, or of the step, once more."""
+
+    def forge(recorded: Recorder) -> None:
+        step = seen_of(recorded).nursery
+        about = {
+            "step_opened": (step,),
+            "step_closed": (step, step.result),
+            "breached": (step, "enough"),
+            "branch_ended": (step["a"], step.result["a"]),
+            "cancel_requested": (step["a"], "no more"),
+        }.get(hook, (step["a"],))
+        run(acall, getattr(recorded, hook), *about)
+
+    return forge
+
+
+async def acall(fn: Callable[..., object], *args: object) -> None:
+    fn(*args)
+
+
+def left_with(exc: BaseException | None, body: BaseException | None = None) -> Any:
+    """The block was left by another exception."""
+
+    def forge(recorded: Recorder) -> None:
+        (left,) = recorded._left
+        if isinstance(exc, Breached | BranchErrors):
+            exc.result = left.nursery.result
+        recorded._left[:] = [attrs.evolve(left, raised=exc, body=body)]
+
+    return forge
+
+
+def seen_with(**values: Any) -> Callable[[Recorder], None]:
+    def forge(recorded: Recorder) -> None:
+        for name, value in values.items():
+            setattr(seen_of(recorded), name, value)
+
+    return forge
+
+
+def group(*excs: Exception) -> BranchErrors:
+    return BranchErrors("errors", excs)
+
+
+FORGED: dict[str, tuple[Callable[[Recorder], None], str]] = {
+    "another order": (seen_with(order=["b", "a"]), r"4: .* and completion_order is \['a', 'b'\]"),
+    "another result": (
+        lambda recorded: seen_of(recorded).endings.update(
+            a=[attrs.evolve(seen_of(recorded).result["a"])]
+        ),
+        "4: 'a' of 'step' has another result than the one that was told",
+    ),
+    "another status": (
+        lambda recorded: seen_of(recorded).endings.update(
+            a=[attrs.evolve(seen_of(recorded).result["a"], status=FAILED)]
+        ),
+        "4: 'a' of 'step' ended as BranchStatus.FAILED, then as BranchStatus.SUCCEEDED",
+    ),
+    "not started": (seen_with(started={"b": 1}), "4: 'a' of 'step' is .* and was started, or was"),
+    "opened twice": (again("step_opened"), "10: 'step' was opened twice"),
+    "closed twice": (again("step_closed"), "10: 'step' was closed twice"),
+    "told after the end": (again("branch_queued"), "10: 'step' was closed, and then told of 'a'"),
+    "ended twice": (
+        again("branch_ended"),
+        r"10: 'a' of 'step' was told of out of order, .*'started', 'ended', 'ended'\]",
+    ),
+    "started first": (
+        seen_with(told={"a": "sqe", "b": "qse"}),
+        r"10: 'a' of 'step' was told of out of order, .* \['started', 'queued', 'ended'\]",
+    ),
+    "told to stop twice": (
+        seen_with(told={"a": "qscce", "b": "qse"}),
+        "10: 'a' of 'step' was told of out of order, or more than once",
+    ),
+    "breached twice": (seen_with(breached_for=["a", "b"]), "10: 'step' was breached more than"),
+    "nothing of the body": (
+        left_with(None, OSError("down")),
+        r"12: the body of 'step' raised \[OSError\('down'\)\], and its block nothing",
+    ),
+    "something else": (left_with(OSError("down")), r"12: 'step' raised OSError\('down'\)"),
+    "a success": (left_with(group(OSError())), "12: 'step' raised .*, and is a success"),
+    "nobody's": (left_with(group(OSError())), r"12: 'step' raised OSError\(\), which no branch of"),
+    "lost": (
+        left_with(group(KeyError()), OSError("down")),
+        r"12: 'step' raised .*, and OSError\('down'\) of its body is lost",
+    ),
+    "no breach": (left_with(Breached("enough")), r"12: .* and was breached for \[\]"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_what_is_forged_is_told(name: str) -> None:
+    async def main() -> None:
+        step = open_branch_nursery(1, name="step", observers=[recorded])
+        async with recorded.watch_step(step) as nursery:
+            for key in "ab":
+                nursery.start_soon(key, recorded.watch(checkpoint))
+
+    recorded = recorder()
+    run(main)
+    check_invariants(recorded)
+    forge, message = FORGED[name]
+    forge(recorded)
+    with pytest.raises(InvariantBroken, match=message):
+        check_invariants(recorded)
+
+
+def stopped(stop: Callable[[BranchNursery], object]) -> Recorder:
+    async def main() -> None:
+        step = open_branch_nursery(1, name="step", observers=[recorded])
+        async with recorded.watch_step(step) as nursery:
+            nursery.start_soon("a", recorded.watch(trio.sleep), 2)
+            nursery.start_soon("b", recorded.watch(trio.sleep), 2)
+            await trio.sleep(1)
+            stop(nursery)
+
+    recorded = recorder()
+    with suppress(Breached):
+        run(main)
+    check_invariants(recorded)
+    return recorded
+
+
+def test_another_cause_is_told() -> None:
+    recorded = stopped(lambda nursery: nursery.cancel_where(lambda _: True, "no more"))
+    seen_of(recorded).told_to_stop["a"] = "before"
+    seen_of(recorded).told_to_stop["b"] = "before"
+    with pytest.raises(InvariantBroken) as caught:
+        check_invariants(recorded)
+    assert caught.value.violations == [
+        "11: 'a' of 'step' was told to stop: before, and is BranchStatus.CANCELLED: no more",
+        "11: 'b' of 'step' was told to stop: before, and is BranchStatus.SKIPPED: no more",
+    ]
+    recorded = stopped(lambda nursery: nursery.breach("enough"))
+    seen_of(recorded).breached_for = ["too late"]
+    with pytest.raises(InvariantBroken) as caught:
+        check_invariants(recorded)
+    assert [said[:3] for said in caught.value.violations] == ["11:", "12:"]
+    assert "'a' of 'step' is BranchStatus.BREACHED: enough, and its step was not" in str(
+        caught.value
+    )
+
+
+def test_a_breach_that_is_not_raised_is_told() -> None:
+    recorded = stopped(lambda nursery: nursery.breach("enough"))
+    left_with(None)(recorded)
+    with pytest.raises(InvariantBroken, match="12: 'step' was breached: enough, and raised noth"):
+        check_invariants(recorded)
+    (left,) = recorded._left
+    recorded._left[:] = [attrs.evolve(left, raised=Breached("enough"))]
+    with pytest.raises(InvariantBroken, match=r"12: 'step' raised .* with another result"):
+        check_invariants(recorded)
+
+
+def test_a_refusal_and_retries_are_no_violation() -> None:
+    async def main() -> None:
+        budget, tries = Budget(usd=1), iter([OSError, OSError, None])
+
+        async def flaky() -> None:
+            await checkpoint()
+            if error := next(tries):
+                raise error
+
+        async def spend() -> None:
+            await trio.sleep(10)
+            budget.spend(usd=2)
+
+        step = open_branch_nursery(2, observers=[recorded], budget=budget)
+        with pytest.raises(BudgetExceeded):
+            async with recorded.watch_step(step) as nursery:
+                retry = Retry(on=OSError, attempts=3, wait_initial=0.1)
+                nursery.start_soon("flaky", recorded.watch(flaky), retry=retry)
+                nursery.start_soon("spends", recorded.watch(spend))
+
+    recorded = recorder()
+    run(main)
+    check_invariants(recorded)
+
+
+def test_a_map_forgets_what_was_consumed() -> None:
+    async def main() -> None:
+        async with map_branches(
+            recorded.watch(trio.sleep), [1, 1, 1], 1, key=lambda _: "same", observers=[recorded]
+        ) as results:
+            async for result in results:
+                result.unwrap()
+
+    recorded = recorder()
+    run(main)
+    check_invariants(recorded)
+    seen_of(recorded).told["same"] += "e"
+    with pytest.raises(InvariantBroken, match=r"10: 'same' of .* was told of out of order"):
+        check_invariants(recorded)
+
+
+def test_a_recorder_works_on_asyncio() -> None:
+    async def main() -> None:
+        async with recorded.watch_step(open_branch_nursery(1, observers=[recorded])) as nursery:
+            nursery.start_soon("a", recorded.watch(asyncio.sleep), 0)
+            nursery.start_soon("b", recorded.watch(asyncio.sleep), 60)
+            await nursery["a"].wait()
+            nursery.cancel("b")
+
+    recorded = recorder()
+    asyncio.run(main())
+    check_invariants(recorded)
+    assert [event.what for event in recorded.events][-1] == "step_closed"
 
 
 def test_a_token_that_is_kept_is_told() -> None:
@@ -895,6 +1128,22 @@ def test_a_heavy_branch_alone_is_allowed_for() -> None:
     run(main, recorded)
     with pytest.raises(InvariantBroken, match="1: 3 of 1 in use"):
         check_invariants(recorded)
+
+
+def test_what_unwinds_over_the_limit_is_allowed_for_until_it_has_ended() -> None:
+    async def nest(nursery: BranchNursery) -> None:
+        nursery.start_soon("other", trio.sleep, 2, priority=1)
+        await run_branches({"inner": checkpoint})
+
+    async def main() -> None:
+        async with open_branch_nursery(1, observers=[recorded], policy=COLLECT) as nursery:
+            nursery.start_soon("outer", nest, nursery)
+            await trio.sleep(1)
+            nursery.cancel("outer")
+
+    recorded = recorder()
+    run(main)
+    check_invariants(recorded)
 
 
 def test_a_budget_is_checked_against_its_limits() -> None:

@@ -50,6 +50,15 @@ async def test_an_exception_is_the_branchs_own() -> None:
     assert caught.value.exceptions == (error,)
 
 
+async def test_no_token_of_trios_own_limiter_is_taken() -> None:
+    trios = trio.to_thread.current_default_thread_limiter()
+
+    def borrowed() -> int:
+        return trio.from_thread.run_sync(lambda: trios.borrowed_tokens)
+
+    assert (await run_branches({"a": in_thread(borrowed)})).outputs == {"a": 0}
+
+
 async def test_the_steps_limiter_is_the_only_cap() -> None:
     """More at once than trio's own limiter would allow, each waiting for all the others."""
     number = int(trio.to_thread.current_default_thread_limiter().total_tokens) + 5

@@ -145,6 +145,17 @@ async def test_with_none_there_is_no_task_and_no_deadline(mock_clock: MockClock)
     trio.lowlevel.remove_instrument(tasks)
 
 
+async def test_a_cancelled_one_keeps_no_task_when_the_last_has_come(mock_clock: MockClock) -> None:
+    calls = timers()
+    dropped = calls.call_at(trio.current_time() + 9, lambda: None)
+    calls.call_at(trio.current_time() + 1, lambda: None)
+    dropped.cancel()
+    await wait_all_tasks_blocked()
+    mock_clock.jump(1)
+    await wait_all_tasks_blocked()
+    assert next_deadline() == math.inf
+
+
 async def test_cancelled_before_its_task_has_run(mock_clock: MockClock) -> None:
     tasks = SystemTasks()
     trio.lowlevel.add_instrument(tasks)

@@ -46,13 +46,17 @@ class Account:
 class Book:
     """The accounts of one budget.  Its chain is itself and the books around it, outward."""
 
-    __slots__ = ("accounts", "chain", "counts_all")
+    __slots__ = ("_around", "accounts", "counts_all")
 
     def __init__(self, parent: Book | None, limits: Mapping[str, float]) -> None:
         self.accounts = {unit: Account(_limit(unit, limit)) for unit, limit in limits.items()}
         self.counts_all = not limits
-        self.chain: tuple[Book, ...] = (self,) if parent is None else (self, *parent.chain)
+        self._around: tuple[Book, ...] = () if parent is None else parent.chain  # outward
         self._open(limits)
+
+    @property
+    def chain(self) -> tuple[Book, ...]:
+        return (self, *self._around)
 
     def reserve(self, amounts: Mapping[str, float]) -> Amounts:
         """All of it in the whole chain, or nothing: then BudgetExceeded."""

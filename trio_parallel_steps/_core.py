@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 GOES_ON: Final = frozenset({None, Cause.SATISFIED, Cause.DRAIN})
 
 CANCELLED_FROM_OUTSIDE: Final = "cancelled from outside"
+HOST_GAVE_UP: Final = "a task that branches ran in could not be ended"  # as of a nursery left open
 
 
 class StepCore:
@@ -149,7 +150,7 @@ class StepCore:
         self._is_over: bool = False
         self.failed_late: bool = False
         self.policy_raised: bool = False
-        self.cut: int = 0  # what a stop of the step has cut short: branches, and the body
+        self.cut: bool = False  # has a stop of the step cut a branch short, or the body?
         self.outstanding: int = 0
         self.running: int = 0
         self.parked: int = 0  # of these, how many have lent their token
@@ -199,7 +200,7 @@ class StepCore:
             return
         if record.status is QUEUED:  # an observer may have been quicker
             assert record._reason is not None
-            self.cut += 1
+            self.cut = True
             self.skip(record, record._reason, record.submitted_at)
 
     def granted(self, record: Record) -> None:
@@ -242,7 +243,7 @@ class StepCore:
             self._measure(record, now, DROPPED if is_backpressure(error) else IGNORED)
             return self._pass_on(record, None)
         if self.is_stopping():
-            self.cut += 1
+            self.cut = True
         if self.is_refused(error):
             record._reason = self._breached_for()
             return self._ran(record, BREACHED, now, BREACHED in self.policy.asked_on)
@@ -257,7 +258,7 @@ class StepCore:
         status = STOPPED_AS[cause]
         if record._cause is None:
             record._reason = self.reason
-            self.cut += 1
+            self.cut = True
         elif cause is Cause.TIMEOUT:
             error = TooSlowError(f"{record.key!r} {record._reason}")
             if record._tries is not None and is_tried_again(self, record, error, TIMED_OUT, now):
@@ -495,7 +496,7 @@ class StepCore:
     def why(self, cause: Cause) -> str:
         if cause is Cause.DEADLINE:
             return f"step timed out after {self.timeout} s"
-        return CANCELLED_FROM_OUTSIDE
+        return HOST_GAVE_UP if cause is Cause.CRASH else CANCELLED_FROM_OUTSIDE
 
     def stop(self, cause: Cause, reason: str) -> bool:
         """Tell the step to stop.  True if it was the first request (a satisfied policy does not
@@ -550,7 +551,7 @@ class StepCore:
             self.tell("breached", self.handle, reason)
         for record in queued:
             if record.status is QUEUED:
-                self.cut += 1
+                self.cut = True
                 self._stop_queued(record, record._reason or reason, now)
         self.held.clear()
         if self.feed is not None:

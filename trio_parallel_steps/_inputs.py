@@ -210,12 +210,15 @@ class AsyncInput:
                 core.crashed("the input", rest)
             if cancelled is not None:
                 self._note_cancelled()
-                raise cancelled from None
+                try:
+                    raise cancelled from None
+                finally:
+                    del cancelled, rest  # no cycles
 
     def _note_cancelled(self) -> None:
         core = self._feed.core
         if core.host.is_cancelled():
             core.interrupted()
-            core.cut += 1
+            core.cut = True
         if not self._feed.is_over():  # by someone else
             self._feed.raised(RuntimeError("the task that pulls the input was cancelled"))

@@ -54,7 +54,7 @@ class LimiterStatistics:
 class _Entrant:
     """A task that waits to enter: a waiter, and in the pool's eyes a step of its own."""
 
-    __slots__ = ("_entry", "_priority", "_step", "_token", "_wake", "held", "status")
+    __slots__ = ("_entry", "_priority", "_token", "_wake", "held", "status")
 
     depth = 0
     paused: str | None = None
@@ -66,8 +66,11 @@ class _Entrant:
         self._priority = 0
         self._entry: Entry | None = None
         self._token: Token | None = None
-        self._step = self
         self._wake = wake
+
+    @property
+    def _step(self) -> _Entrant:
+        return self
 
     def granted(self, waiter: _Entrant) -> None:
         self.status = RUNNING
@@ -265,16 +268,18 @@ class BranchLimiter:
             await event.wait()
         except BaseException:
             entrant.status = SKIPPED
-            if entrant._token is None:
+            late, entrant._token = entrant._token, None
+            if late is None:
                 pool.forget(entrant)
             else:
                 pool.not_begun()
-                pool.give_back(entrant._token)
+                pool.give_back(late)
             raise
-        assert entrant._token is not None
-        self._holders[run.current_task()] = entrant._token
+        token, entrant._token = entrant._token, None  # which refers to the entrant: no cycle
+        assert token is not None
+        self._holders[run.current_task()] = token
         for meter in pool.meters():
-            meter.entered(entrant._token, run.now())
+            meter.entered(token, run.now())
 
     @protected
     async def __aexit__(

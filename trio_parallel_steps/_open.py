@@ -185,7 +185,7 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             raise raised
         finally:
             raised.__context__ = context  # not the body's exception: the group holds it
-            del raised, exc, context  # no cycles
+            del raised, exc, traceback, context  # no cycles
 
 
 def _limiter(
@@ -221,7 +221,7 @@ def _body_ended(core: StepCore, exc: BaseException | None) -> BaseException | No
     cancelled, error = core.run.split_cancelled(exc)
     if cancelled is not None:
         core.interrupted()
-        core.cut += 1
+        core.cut = True
     if error is None:
         return cancelled
     if isinstance(error, Exception):

@@ -66,14 +66,13 @@ class Budget:
     trio_parallel_steps._errors.BudgetExceeded: budget exceeded: 0.01 usd requested, 0.3 of 0.3 used
     """
 
-    __slots__ = ("_book", "_chain", "_observed", "_outermost", "_steps")
+    __slots__ = ("_around", "_book", "_observed", "_steps")
 
     def __init__(self, parent: Budget | None = None, /, **limits: float) -> None:
         if not isinstance(parent, Budget | None):
             raise TypeError(expected("parent", "a Budget or None", parent))
         self._book: Book = Book(None if parent is None else parent._book, limits)
-        self._chain: tuple[Budget, ...] = (self,) if parent is None else (self, *parent._chain)
-        self._outermost: Budget = self._chain[-1]
+        self._around: tuple[Budget, ...] = () if parent is None else parent._chain  # outward
         # The open steps that were given it or one inside it, in the order of opening.
         self._steps: dict[StepCore, None] = {}
         self._observed: dict[StepCore, None] = {}  # those of them that have observers
@@ -130,6 +129,14 @@ class Budget:
         return f"<Budget: {accounts or 'no limits'}>"
 
     # ------------------------------------------------------------ inside
+
+    @property
+    def _chain(self) -> tuple[Budget, ...]:
+        return (self, *self._around)
+
+    @property
+    def _outermost(self) -> Budget:
+        return self._around[-1] if self._around else self
 
     def _check_thread(self) -> None:
         for step in self._outermost._steps:

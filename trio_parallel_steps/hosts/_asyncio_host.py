@@ -78,7 +78,7 @@ class AsyncioHost:
         # Weakly: a task that has failed keeps its frames, and with them an async generator that it
         # has abandoned inside the block.  The loop closes that one once nobody holds it.
         self._task = ref(task)
-        self._baseline = task.cancelling()
+        self._baseline = _met(task)
 
     async def enter(self, core: StepCore, timeout: float) -> None:
         self._core = core
@@ -97,7 +97,7 @@ class AsyncioHost:
             for _ in range(own):
                 task.uncancel()
         else:  # such a generator is closed in a task of the loop's own
-            self._task, self._baseline, own = ref(task), task.cancelling(), 0
+            self._task, self._baseline, own = ref(task), _met(task), 0
         outside = exc and first_leaf(exc)
         if own and not self._is_requested():
             outside = None
@@ -106,7 +106,7 @@ class AsyncioHost:
             # be met outside, and one from outside goes on, though nothing may be left to wait for.
             outside = await self._wait(asyncio.sleep(0), outside)
         if outside is None:
-            self._baseline = task.cancelling()  # the body has swallowed the rest
+            self._baseline = _met(task)  # the body has swallowed the rest
         while self._is_busy():
             self._idle = self._loop.create_future()
             outside = await self._wait(self._idle, outside)
@@ -330,6 +330,12 @@ class AsyncioHost:
             return core.stopped(record, self.now())
         strip(rest, ENGINE)
         return core.raised(record, name_foreign(rest, record, "asyncio", "trio"), self.now())
+
+
+def _met(task: asyncio.Task[Any]) -> int:
+    """How many requests to stop the running task has met.  One that it has not is still to come,
+    whoever made it: code before the block, or a signal while our own code runs."""
+    return max(0, task.cancelling() - bool(getattr(task, "_must_cancel", False)))
 
 
 RETURNED: Final = "returned"

@@ -291,7 +291,7 @@ class TrioHost:
             if scope.cancel_called and not (root.cancel_called and root.deadline < scope.deadline):
                 return Cause.TIMEOUT
         if root.cancel_called:  # not by the core, or it would not ask
-            return Cause.DEADLINE
+            return Cause.DEADLINE if root.deadline <= self.now() else Cause.CRASH
         return Cause.OUTSIDE if self.is_cancelled() else None
 
     def is_cancelled(self) -> bool:

@@ -177,7 +177,10 @@ class Runner:
                 exc.__traceback__ = None
             return True
         if cancelled is not None:
-            raise cancelled from None
+            try:
+                raise cancelled from None
+            finally:
+                del cancelled, rest, exc, record  # no cycles
         return False
 
 

@@ -71,7 +71,7 @@ class Timers:
 
     async def _serve(self) -> None:
         try:
-            while self._due:
+            while self._live:
                 self._scope = trio.CancelScope(deadline=self._due[0].when)
                 with self._scope:
                     await trio.sleep_forever()
@@ -79,6 +79,7 @@ class Timers:
                     self._ring(heappop(self._due))
         finally:
             self._is_running = False
+            self._due.clear()  # what is left was cancelled
 
     def _ring(self, timer: Timer) -> None:
         call, timer.call = timer.call, None

@@ -35,7 +35,9 @@ def explore(
 
     Of the `faults` at most one is injected in a run, before one of its steps: `Cancel`, `Deadline`,
     `Interrupt`, `SetLimit`, `TripBreach` or `Call`.  All schedules includes those with each fault
-    before each step.
+    before each step.  A number has each fault before each step in turn, each time under another
+    schedule, if that number is as large; at a step where it is not possible yet, at the next where
+    it is.
 
     A run fails if `check` raises; if the program raises, other than what `raises` allows (a group
     of nothing else included) and the KeyboardInterrupt of an `Interrupt`; and if it hangs: no task

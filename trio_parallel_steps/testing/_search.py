@@ -3,7 +3,8 @@
 1. The first schedule takes every task in the order of spawning.  All others depart from it, and
    each has one parent: the same without its last departure.  Exhaustive search goes by the number
    of departures, so the first schedule to fail is a shortest.  An injected fault is one too.
-2. A random schedule that fails is shortened: departures are taken away while it still fails so.
+2. Random schedules get their faults from a shuffled deck of each fault before each step, and none.
+   One that fails is shortened: departures are taken away while it still fails so.
 3. What has failed is run again, and must fail again; so must a prefix meet the same choices.  Else
    the program is not a function of its schedule, which is an error of its own.
 """
@@ -161,13 +162,13 @@ class Search:
 
     def some(self, schedules: int, seed: int) -> Explored:
         _, steps = self._check_twice()
+        planned: list[tuple[int, int] | None] = []
         for number in range(schedules):
             random = Random(f"{seed} {number}")
-            fault = None
-            if self.faults:
-                fault = (random.randrange(len(self.faults)), random.randrange(max(1, steps)))
+            if not planned:
+                planned = self._planned(steps, random)
             choices = Choices(Schedule(), random)
-            session = self.session(choices, fault, exactly=False)
+            session = self.session(choices, planned.pop(), exactly=False)
             run = self._loops.run(session)
             steps = max(steps, session.steps)
             self._count(run)
@@ -175,6 +176,15 @@ class Search:
             if error is not None:
                 self.fail(*self.shortened(choices.schedule(), error))
         return Explored(self.explored, False, self.with_faults)
+
+    def _planned(self, steps: int, random: Random) -> list[tuple[int, int] | None]:
+        """Each fault before each step, and none, in any order."""
+        planned: list[tuple[int, int] | None] = [None]
+        for number, fault in enumerate(self.faults):
+            at = range(steps) if fault.at == "every" else sorted(fault.at)
+            planned += [(number, step) for step in at]
+        random.shuffle(planned)
+        return planned
 
     def shortened(self, schedule: Schedule, error: BaseException) -> tuple[Schedule, BaseException]:
         """Take departures away, first many at once, while it still fails with the like error."""
