@@ -70,22 +70,21 @@ class Gradient2Limit(Ported):
         self._count = 0
 
     def _update(self, latency: int, in_flight: int, dropped: bool) -> None:
+        self._take_in(latency)
         estimate = self._estimate
-        average = self._averaged(latency)
         if in_flight < estimate / 2:
             return
-        gradient = max(0.5, min(1.0, self._tolerance * average / latency))
+        gradient = max(0.5, min(1.0, self._tolerance * self._average / latency))
         new = estimate * gradient + self._queue_size(self.value)
         new = estimate * (1 - self._smoothing) + new * self._smoothing
         self._estimate = max(self._min_limit, min(self._max_limit, new))
 
-    def _averaged(self, latency: int) -> float:
-        """The average with this latency; what is taken off it counts from the next one on."""
+    def _take_in(self, latency: int) -> None:
         if self._count < WARM_UP:
             self._count += 1
             self._sum += latency
-            average = self._sum / self._count
+            self._average = self._sum / self._count
         else:
-            average = self._average * (1 - self._factor) + latency * self._factor
-        self._average = average * 0.95 if average / latency > 2 else average
-        return average
+            self._average = self._average * (1 - self._factor) + latency * self._factor
+        if self._average / latency > 2:
+            self._average *= 0.95  # this step's gradient is 1 all the same

@@ -88,7 +88,7 @@ class WindowedLimit:
         percentile: float | None = None,
         sampler_size: int | None = None,
     ) -> None:
-        if not isinstance(delegate, Limit):
+        if isinstance(delegate, type) or not isinstance(delegate, Limit):
             raise TypeError(expected("delegate", "a Limit", delegate))
         self._delegate = delegate
         check_number("min_window_s", min_window_s, LENGTH, lambda x: x > 0)
