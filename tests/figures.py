@@ -6,10 +6,11 @@ nothing without it.
 
 import json
 import os
+from pathlib import Path
 
 
 def add(proof: str, **figures: float | str) -> None:
     path = os.environ.get("FIGURES")
     if path:
-        with open(path, "a") as file:
+        with Path(path).open("a") as file:
             file.write(json.dumps({"proof": proof, **figures}) + "\n")
