@@ -255,6 +255,11 @@ def test_an_average_is_cut_to_whole_nanoseconds() -> None:
     assert one.latency == 10 / 1e9
 
 
+@given(number=st.integers(1, 2**49))
+def test_a_whole_number_of_nanoseconds_is_not_lost_in_seconds(number: int) -> None:
+    assert heard([number, number], window_size=1)[-1].latency == number / 1e9
+
+
 def test_the_delegate_compares_what_was_cut() -> None:
     limit = WindowedLimit(VegasLimit(initial_limit=40), min_rtt_threshold_s=0.0)
     ones = [sample(NS, at=1.0)] * 10
