@@ -51,6 +51,7 @@ class Report:
     name: str
     question: str
     quick: bool
+    options: argparse.Namespace
     _json: Path | None
     _machine: Mapping[str, str]
     _tables: list[Table] = attrs.field(factory=list)
@@ -73,17 +74,21 @@ class Report:
         self._json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def open_report(doc: str | None) -> Report:
-    """Read the command line; print what is asked and where it runs."""
+def open_report(
+    doc: str | None, add_options: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+) -> Report:
+    """Read the command line, with options of the benchmark's own; print what is asked and where it
+    runs."""
     question = (doc or "").partition("\n\n")[0].replace("\n", " ")
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--json", type=Path, metavar="FILE", help="add all figures to FILE")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes")
+    add_options(parser)
     options = parser.parse_args()
     machine = _machine()
     print(question, "; ".join(f"{name} {value}" for name, value in machine.items()), sep="\n")
     name = Path(parser.prog).stem.removeprefix("bench_")
-    return Report(name, question, options.quick, options.json, machine)
+    return Report(name, question, options.quick, options, options.json, machine)
 
 
 def run_in(host: str, main: Callable[[], Coroutine[Any, Any, T]]) -> T:

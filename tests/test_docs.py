@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import trio_parallel_steps
-from trio_parallel_steps import testing
+from trio_parallel_steps import limits, testing
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -65,5 +65,9 @@ def names_passed_on(module: ModuleType) -> list[str]:
 
 def test_the_reference_has_every_public_name() -> None:
     reference = (ROOT / "docs" / "reference.rst").read_text("utf-8")
-    public = [*names_passed_on(trio_parallel_steps), *names_passed_on(testing)]
+    public = [
+        *names_passed_on(trio_parallel_steps),
+        *names_passed_on(limits),
+        *names_passed_on(testing),
+    ]
     assert sorted(ENTRY.findall(reference)) == sorted([*public, "Observer", "step_recorder"])

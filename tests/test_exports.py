@@ -13,6 +13,7 @@ import pytest
 
 import trio_parallel_steps
 import trio_parallel_steps.abc
+import trio_parallel_steps.limits
 import trio_parallel_steps.testing
 
 # The contract's names (api.pyi), by the issue that brings them.
@@ -99,7 +100,7 @@ def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> N
         if isinstance(value, ModuleType) and not name.startswith("_")
     }
     # `hosts`, `cli` and `testing` are packages of the design; their insides are their own.
-    assert modules - {"cli", "testing"} == {"abc", "hosts"}
+    assert modules - {"cli", "testing"} == {"abc", "hosts", "limits"}
 
 
 def test_abc_holds_what_others_implement() -> None:
@@ -123,9 +124,35 @@ def test_testing_has_its_names_and_no_others() -> None:
     assert public_names(trio_parallel_steps.testing) == set(TESTING.split())
 
 
-@pytest.mark.parametrize("name", TESTING.split())
-def test_what_testing_has_is_documented(name: str) -> None:
-    value = getattr(trio_parallel_steps.testing, name)
+LIMITS = """
+    Limit Sample Outcome
+    FixedLimit AIMDLimit VegasLimit GradientLimit Gradient2Limit WindowedLimit
+"""
+
+
+def test_limits_has_its_names_and_no_others() -> None:
+    assert public_names(trio_parallel_steps.limits) == set(LIMITS.split())
+
+
+def test_outcomes_are_spelled_as_the_contract_has_them() -> None:
+    outcomes = {each.name: each.value for each in trio_parallel_steps.limits.Outcome}
+    assert outcomes == {word: word.lower() for word in ("OK", "DROPPED", "IGNORED")}
+
+
+@pytest.mark.parametrize("name", [name for name in LIMITS.split() if name != "Limit"])
+def test_limits_are_not_made_to_be_subclassed(name: str) -> None:
+    assert getattr(getattr(trio_parallel_steps.limits, name), "__final__", False)
+
+
+PASSED_ON = [
+    *((trio_parallel_steps.testing, name) for name in TESTING.split()),
+    *((trio_parallel_steps.limits, name) for name in LIMITS.split()),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PASSED_ON)
+def test_what_another_module_has_is_documented(module: ModuleType, name: str) -> None:
+    value = getattr(module, name)
     docstring = value.__doc__ or ""
     assert docstring.strip()
     if isinstance(value, type):

@@ -58,6 +58,15 @@ def check_int(name: str, value: int, minimum: int | None = None) -> int:
     return value
 
 
+def check_number(name: str, value: float, what: str, holds: Callable[[float], bool]) -> float:
+    """`what` says in words what `holds` tests; NaN fails any comparison."""
+    if not is_number(value):
+        raise TypeError(expected(name, what, value))
+    if not holds(value):
+        raise ValueError(expected(name, what, value))
+    return value
+
+
 def check_str(name: str, value: str) -> str:
     if not isinstance(value, str):
         raise TypeError(expected(name, "a str", value))
