@@ -27,16 +27,19 @@ CONTRACT = {
     """,
     4: "run_branches_sync",
     5: "BudgetExceeded Budget Reservation map_branches Rate Retry Backpressure in_process hedged",
+    7: "ResourceLimits PressureAction",
 }
 
 # What the contract speaks of without giving it a line of its own.
 ADDED = {
     "NurseryOptions",  # "Unpack[NurseryOptions], checked by type checkers"
     "check_cancelled",  # in_thread's, on any host
+    "Pressure",  # what Observer.pressure_changed is told
+    "PressureLevel",  # what it holds
 }
 
 ABSENT = (  # until their issue
-    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
+    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig "
     "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
 )
@@ -235,7 +238,8 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
-    "LimiterStatistics NurseryStatistics ParallelResult Rate Retry StepResult Tally".split(),
+    "LimiterStatistics NurseryStatistics ParallelResult Pressure PressureAction PressureLevel "
+    "Rate ResourceLimits Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)
