@@ -8,15 +8,17 @@
    admitted if that fits below the threshold of STOP.
 3. One that does not needs as much as any of its kind has grown: the growth between two readings is
    that of the branches admitted in between (of all, if none was), and the growth since the oldest
-   was admitted is that of all.  The largest of these is believed, and forgotten by a hundredth with
-   each branch that ends.  It is admitted if that fits below the threshold of HOLD, and the window
-   is open.
+   was admitted is that of all.  The largest of these is believed, and forgotten little by little
+   as branches end.  It is admitted if that fits below the threshold of HOLD, and the window is
+   open.
 4. The window bounds how many of them run: at first one for each GUESS_MB of room, or one.  It
-   doubles when it was full and memory has stood still for a whole reading, or when as many have
-   ended as it lets in.  At HOLD it shrinks to what runs.
+   doubles when as many have ended as it lets in, as a whole life is known then: one that a reading
+   has seen, or all of them where readings tell the peak in between.  That memory stands still says
+   less: the window grows by its first size when it has been full and memory has stood still for
+   STILL_S.  At HOLD it shrinks to what runs.
 
-What takes its memory long after it has begun can't be foreseen from readings: rule 3 sees it when
-the first does so, and what has been admitted till then is for SHED or BREACH.  It ought to reserve.
+So those that take their memory after `t` seconds have at most ``1 + t / STILL_S`` windows of their
+kind beside them when the first does.  If that many can't fit, they must reserve what they need.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from math import inf
 from typing import Final, final
 
 GUESS_MB: Final = 1024.0  # what a branch may need of which nothing is known
-FORGOTTEN: Final = 0.01
-STILL_MB: Final = 1.0  # growth that is none
+FORGOTTEN: Final = 0.002  # of it, with each branch that ends: half of it with 350
+STILL_MB: Final = 1.0  # growth between two readings that is none
+STILL: Final = 0.001  # or this part of the allowance
+STILL_S: Final = 0.2
 
 
 @final
@@ -45,8 +49,10 @@ class Allowance:
     __slots__ = (
         "_base",
         "_ended",
+        "_first_window",
         "_fit_mb",
         "_hold_mb",
+        "_knows_peak",
         "_live",
         "_most",
         "_most_reserved",
@@ -57,6 +63,7 @@ class Allowance:
         "_readings",
         "_reserved",
         "_seen",
+        "_still_since",
         "_unreserved",
         "_window",
     )
@@ -75,6 +82,9 @@ class Allowance:
         self._most_reserved = 0.0
         self._ended = 0  # since the window has grown
         self._window: float = inf
+        self._first_window = 0
+        self._still_since = 0.0
+        self._knows_peak = False
         self._need = 0.0
         self._base = inf
         self._seen = 0.0
@@ -127,21 +137,25 @@ class Allowance:
         else:
             self._unreserved -= 1
             self._new -= is_new
-            self._ended += 1
+            self._ended += not is_new or self._knows_peak
             self._need *= 1 - FORGOTTEN
         if not self._live:
             self._reserved = self._new_reserved = 0.0  # no rounding is left
 
     # ------------------------------------------------------------ readings
 
-    def measured(self, seen: float, peak: float, hold_room: float, fit_room: float) -> None:
-        """Megabytes: the working set, the most it was since the last reading, and what is free
-        below the thresholds of HOLD and STOP (negative beyond them)."""
+    def measured(
+        self, now: float, seen: float, peak: float | None, hold_room: float, fit_room: float
+    ) -> None:
+        """Megabytes: the working set, the most it was since the last reading (None if unknown), and
+        what is free below the thresholds of HOLD and STOP (negative beyond them)."""
+        self._knows_peak = peak is not None
+        peak = seen if peak is None else max(seen, peak)
         if self._readings:
             self._learn(peak)
-            self._open_window(seen - self._seen)
+            self._open_window(now, peak - self._seen)
         elif self._ramps:
-            self._window = max(1, int(hold_room / GUESS_MB))
+            self._window = self._first_window = max(1, int(hold_room / GUESS_MB))
         if hold_room <= 0 and self._ramps:
             self._window = max(1, min(self._window, self._unreserved))
         self._readings += 1
@@ -163,8 +177,13 @@ class Allowance:
         since_oldest = (peak - floor - self._most_reserved) / self._most
         self._need = max(self._need, since_reading, since_oldest)
 
-    def _open_window(self, growth: float) -> None:
-        stood_still = not self._new and growth <= max(STILL_MB, 0.1 * self._need)
-        if (self._unreserved >= self._window and stood_still) or self._ended >= self._window:
+    def _open_window(self, now: float, growth: float) -> None:
+        is_full = self._unreserved >= self._window
+        if self._ended >= self._window:
             self._window *= 2
             self._ended = 0
+        if self._new or not is_full or growth > max(STILL_MB, STILL * self._hold_mb):
+            self._still_since = now
+        elif now - self._still_since >= STILL_S:
+            self._still_since = now
+            self._window += self._first_window

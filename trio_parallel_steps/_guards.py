@@ -207,8 +207,9 @@ class Guards:
         if self._allowance is None or seen is None or not bounds:
             return
         self._allowance.measured(
+            reading.at,
             seen,
-            max(seen, reading.peak_mb or 0.0),
+            reading.peak_mb,
             min(bound.room_mb(MEMORY.enter[0]) for bound in bounds),
             min(bound.room_mb(MEMORY.enter[2]) for bound in bounds),
         )

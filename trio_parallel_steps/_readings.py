@@ -23,6 +23,7 @@ class Scope:
 
 @attrs.frozen(kw_only=True)
 class Reading:
+    at: float = 0.0  # seconds on the event loop's clock
     working_set_mb: float | None = None  # RSS of this process and its children
     peak_mb: float | None = None  # the most that it has been since the last reading
     host: Scope | None = None

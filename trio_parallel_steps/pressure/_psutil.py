@@ -113,8 +113,11 @@ class MemoryProbe:
         own = rss[self._family.own]
         total = sum(rss.values())
         before, self._peak = self._peak, self._peak_of()
-        peak = max(own, self._peak) if self._peak > before else own
-        return {"working_set_mb": total / MB, "peak_mb": (total - own + peak) / MB}
+        figures: Figures = {"working_set_mb": total / MB}
+        if self._peak:
+            peak = max(own, self._peak) if self._peak > before else own
+            figures["peak_mb"] = (total - own + peak) / MB
+        return figures
 
 
 def _peak() -> float:

@@ -115,15 +115,16 @@ class Sampler:
             self._stop()
 
     def hasten(self) -> None:
-        """Something waits for the next reading: it comes as soon as one may."""
+        """Something has changed that is worth a reading: it comes as soon as one may.  (While a
+        reading is told, it is that one.)"""
         if self._told:
             self._call_at(self._read_at + SOON)
 
     # ------------------------------------------------------------ timing
 
     def _plan(self) -> None:
-        wanted = min((after for _, after in self._told.values()), default=inf)
-        self._call_at(self._read_at + wanted)
+        if self._told:
+            self._call_at(self._read_at + min(wants for _, wants in self._told.values()))
 
     def _call_at(self, when: float) -> None:
         when = max(when, self._run.now())
@@ -142,8 +143,11 @@ class Sampler:
         self._is_telling = True
         try:
             for key, (told, _) in list(self._told.items()):
-                if key in self._told:  # the one before may have ended it
-                    self._told[key] = told, told(reading)
+                # Any of them may be ended by another, or by itself.
+                if key in self._told:
+                    wants = told(reading)
+                    if key in self._told:
+                        self._told[key] = told, wants
         finally:
             self._is_telling = False
         self._plan()
@@ -177,7 +181,7 @@ class Sampler:
             figures["loop_lag"] = median(self._lags)
         for source in self._sources:
             figures.update(source.figures)
-        return Reading(**figures)
+        return Reading(at=self._read_at, **figures)
 
 
 def current_sampler(run: Run) -> Sampler:
