@@ -9,8 +9,8 @@
 3. One that does not needs as much as any of its kind has grown: the growth between two readings is
    that of the branches admitted in between (of all, if none was), and the growth since the oldest
    was admitted is that of all.  The largest of these is believed, and forgotten little by little
-   as branches end.  It is admitted if that fits below the threshold of HOLD, and the window is
-   open.
+   as branches end, and as memory stands still: then those that run have taken what they have.  It
+   is admitted if that fits below the threshold of HOLD, and the window is open.
 4. The window bounds how many of them run: at first one for each GUESS_MB of room, or one.  It
    doubles when as many have ended as it lets in, as a whole life is known then: one that a reading
    has seen, or all of them where readings tell the peak in between.  That memory stands still says
@@ -18,7 +18,8 @@
    STILL_S.  At HOLD it shrinks to what runs.
 
 So those that take their memory after `t` seconds have at most ``1 + t / STILL_S`` windows of their
-kind beside them when the first does.  If that many can't fit, they must reserve what they need.
+kind beside them when the first does.  If that many can't fit, or if they grow for seconds with
+pauses in between, they must reserve what they need, or the step must be one that may shed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from math import inf
 from typing import Final, final
 
 GUESS_MB: Final = 1024.0  # what a branch may need of which nothing is known
-FORGOTTEN: Final = 0.002  # of it, with each branch that ends: half of it with 350
+FORGOTTEN: Final = 0.005  # of a need, with each branch that ends: half of it with 139
+DOUBTED: Final = 0.05  # of it, when memory has stood still
 STILL_MB: Final = 1.0  # growth between two readings that is none
 STILL: Final = 0.001  # or this part of the allowance
 STILL_S: Final = 0.2
@@ -178,12 +180,13 @@ class Allowance:
         self._need = max(self._need, since_reading, since_oldest)
 
     def _open_window(self, now: float, growth: float) -> None:
-        is_full = self._unreserved >= self._window
         if self._ended >= self._window:
             self._window *= 2
             self._ended = 0
-        if self._new or not is_full or growth > max(STILL_MB, STILL * self._hold_mb):
+        if self._new or growth > max(STILL_MB, STILL * self._hold_mb):
             self._still_since = now
         elif now - self._still_since >= STILL_S:
             self._still_since = now
-            self._window += self._first_window
+            self._need *= 1 - DOUBTED  # what is true of it is learned again
+            if self._unreserved >= self._window:
+                self._window += self._first_window
