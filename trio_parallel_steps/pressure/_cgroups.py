@@ -78,9 +78,9 @@ def memory_groups(root: Path) -> Iterator[Group]:
     for mount, relative, version in _own_groups(root):
         place = mount / relative
         for path in (place, *place.parents):
-            if not path.is_relative_to(mount):
-                break
-            yield Group(path, f"cgroup /{path.relative_to(mount)}".removesuffix("."), version)
+            if path.is_relative_to(mount):
+                name = "/".join(path.relative_to(mount).parts)
+                yield Group(path, f"cgroup /{name}", version)
 
 
 def unified_group(root: Path) -> Path | None:
