@@ -28,16 +28,19 @@ CONTRACT = {
     """,
     4: "run_branches_sync",
     5: "BudgetExceeded Budget Reservation map_branches Rate Retry Backpressure in_process hedged",
+    7: "ResourceLimits PressureAction",
 }
 
 # What the contract speaks of without giving it a line of its own.
 ADDED = {
     "NurseryOptions",  # "Unpack[NurseryOptions], checked by type checkers"
     "check_cancelled",  # in_thread's, on any host
+    "Pressure",  # what Observer.pressure_changed is told
+    "PressureLevel",  # what it holds
 }
 
 ABSENT = (  # until their issue
-    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig PressureAction ResourceLimits "
+    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig "
     "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
 )
@@ -99,8 +102,8 @@ def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> N
         for name, value in vars(trio_parallel_steps).items()
         if isinstance(value, ModuleType) and not name.startswith("_")
     }
-    # `hosts`, `cli` and `testing` are packages of the design; their insides are their own.
-    assert modules - {"cli", "testing"} == {"abc", "hosts", "limits"}
+    # The others are packages of the design; their insides are their own.
+    assert modules - {"cli", "pressure", "testing"} == {"abc", "hosts", "limits"}
 
 
 def test_abc_holds_what_others_implement() -> None:
@@ -262,7 +265,8 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
-    "LimiterStatistics NurseryStatistics ParallelResult Rate Retry StepResult Tally".split(),
+    "LimiterStatistics NurseryStatistics ParallelResult Pressure PressureAction PressureLevel "
+    "Rate ResourceLimits Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

@@ -45,6 +45,12 @@ from ._policies import (
 )
 from ._processes import in_process as in_process
 from ._rate import Rate as Rate
+from ._resources import (
+    Pressure as Pressure,
+    PressureAction as PressureAction,
+    PressureLevel as PressureLevel,
+    ResourceLimits as ResourceLimits,
+)
 from ._retry import Retry as Retry
 from ._rules import CancelRule as CancelRule
 from ._run_branches import (

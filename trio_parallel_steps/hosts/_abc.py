@@ -48,6 +48,8 @@ class Run(Protocol):
     announcer: Announcer
     limiters: WeakValueDictionary[int, Any]
     """Those over limiters of the user's own, by the id of what they are over (and keep alive)."""
+    sampler: Any
+    """What reads the pressure for the guards of all steps, while there are any; else None."""
     groups_crashes: bool
     """Whether a KeyboardInterrupt leaves a block in a group."""
     slice: float
@@ -98,7 +100,7 @@ SLICE: Final = 0.0005  # how long a run's slice is
 class BaseRun:
     """What is the same on every event loop."""
 
-    __slots__ = ("_default_limit", "announcer", "limiters", "random", "slice", "thread")
+    __slots__ = ("_default_limit", "announcer", "limiters", "random", "sampler", "slice", "thread")
 
     def __init__(self) -> None:
         self.slice: float = SLICE
@@ -106,6 +108,7 @@ class BaseRun:
         self.thread: int = get_ident()
         self.limiters: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self.random: Callable[[], float] = random
+        self.sampler: Any = None
         self._default_limit: int = 0
 
     def default_limit(self) -> int:
