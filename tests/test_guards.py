@@ -387,7 +387,8 @@ def test_memory_that_no_one_has_promised_leaves_less() -> None:
 
 def test_one_that_ended_at_once_leaves_its_place() -> None:
     allowance = Allowance()
-    measured(allowance, 50)
+    measured(allowance, 45)
+    allowance.admitted(5)
     for _ in range(20):
         assert allowance.may_admit(800)
         ticket = allowance.admitted(800)
