@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from trio_parallel_steps import BranchStatus, Budget, ParallelResult
+from trio_parallel_steps import BranchStatus, Budget, BudgetExceeded, ParallelResult
 
 from ._recorder import Recorder, Seen
 
@@ -112,7 +112,9 @@ def _outcomes(recorder: Recorder) -> Iterator[str]:
                 BranchStatus.BREACHED,
             )
         elif isinstance(exc, Exception) and not isinstance(exc, BaseExceptionGroup):
-            right = ended.exception is exc
+            right = ended.exception is exc or (
+                isinstance(exc, BudgetExceeded) and ended.status is BranchStatus.BREACHED
+            )
         else:
             right = ended.status is not BranchStatus.SUCCEEDED
         if not right:
