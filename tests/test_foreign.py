@@ -201,6 +201,19 @@ async def test_pausing_holds_branches_and_leaves_the_line(autojump_clock: MockCl
     assert nursery.result["a"].wait_time == 5
 
 
+async def test_one_that_was_paused_before_it_was_used_holds_branches(
+    autojump_clock: MockClock,
+) -> None:
+    limiter = BranchLimiter(trio.CapacityLimiter(1))
+    limiter.pause("later")
+    async with open_branch_nursery(limiter) as nursery:
+        nursery.start_soon("a", trio.sleep, 0)
+        await trio.sleep(1)
+        assert nursery.explain() == {"a": "paused: later"}
+        limiter.resume()
+    assert nursery.result["a"].success
+
+
 @pytest.mark.parametrize("through", ["its own name", "the nursery's limiter"])
 async def test_the_total_can_change(through: str, autojump_clock: MockClock) -> None:
     limiter = trio.CapacityLimiter(1)
