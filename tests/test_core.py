@@ -326,6 +326,25 @@ def test_a_queued_branch_is_cancelled_once() -> None:
     assert step.pool.waiting == 0
 
 
+def test_the_block_is_woken_as_the_last_one_ends_without_having_run() -> None:
+    step = Step()
+    step.submit("a")
+    step.submit("b")
+    step.cancel("a")
+    assert step.host.wakes == 0
+    step.cancel("b")
+    assert step.host.wakes == 1
+
+
+def test_a_breach_that_drains_is_one_however_often_it_is_asked_for() -> None:
+    step = Step()
+    step.core.drains = True
+    step.start("a")
+    assert step.core.stop(Cause.BREACH, "enough")
+    assert not step.core.stop(Cause.BREACH, "again")
+    assert step.core.reason == "enough"
+
+
 def test_what_is_submitted_after_a_stop_is_skipped_already() -> None:
     step = Step()
     step.start("a")

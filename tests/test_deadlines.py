@@ -81,6 +81,18 @@ async def test_move_on_after_goes_on_with_what_there_is(autojump_clock: MockCloc
     assert not result.success
 
 
+async def test_a_deadline_that_stopped_nothing_leaves_the_first_word_to_the_policy(
+    autojump_clock: MockClock,
+) -> None:
+    async def shielded(seconds: float) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(seconds)
+
+    branches = {key: lambda n=n: shielded(n) for n, key in enumerate("ab", 2)}
+    result = await run_branches(branches, policy=FIRST_SUCCESS, move_on_after=1)
+    assert result.stop_reason == "policy satisfied by 'a'"
+
+
 async def test_move_on_after_cancels_the_body_and_the_program_goes_on(
     autojump_clock: MockClock,
 ) -> None:

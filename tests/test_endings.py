@@ -331,6 +331,7 @@ async def test_a_branch_past_its_timeout_counts_as_a_failure(autojump_clock: Moc
             nursery.start_soon("other", trio.sleep_forever)
     (error,) = caught.value.exceptions
     assert type(error) is trio.TooSlowError
+    assert not hasattr(caught.value, "__notes__")
     assert nursery.result["slow"].exception is error
     assert nursery.result["other"].status is CANCELLED
 

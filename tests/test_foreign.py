@@ -201,6 +201,22 @@ async def test_pausing_holds_branches_and_leaves_the_line(autojump_clock: MockCl
     assert nursery.result["a"].wait_time == 5
 
 
+def test_a_pause_outlasts_the_run_that_asked_for_it() -> None:
+    async def pause() -> BranchLimiter:
+        async with open_branch_nursery(trio.CapacityLimiter(1)) as nursery:
+            nursery.limiter.pause("later")
+        return nursery.limiter
+
+    async def use(limiter: BranchLimiter) -> None:
+        async with open_branch_nursery(limiter) as nursery:
+            nursery.start_soon("a", trio.sleep, 0)
+            await wait_all_tasks_blocked()
+            assert nursery.explain() == {"a": "paused: later"}
+            limiter.resume()
+
+    trio.run(use, trio.run(pause))
+
+
 @pytest.mark.parametrize("through", ["its own name", "the nursery's limiter"])
 async def test_the_total_can_change(through: str, autojump_clock: MockClock) -> None:
     limiter = trio.CapacityLimiter(1)

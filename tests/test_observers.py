@@ -145,6 +145,17 @@ async def test_cancellations_by_a_satisfied_policy_are_told(
     assert diary.told("cancel") == [("cancel", "slow", "policy satisfied by 'quick'")]
 
 
+async def test_no_other_stop_is_told_as_a_breach(diary: Diary, autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        raise OSError
+
+    with pytest.raises(BranchErrors):
+        await run_branches({"a": fail, "b": trio.sleep_forever}, observers=[diary])
+    await run_branches({"a": trio.sleep_forever}, observers=[diary], move_on_after=1)
+    await run_branches({"a": lambda: trio.sleep(1)}, policy=FIRST_SUCCESS, observers=[diary])
+    assert diary.told("breached") == []
+
+
 async def test_a_breach_is_told_once_before_the_endings_it_causes(
     diary: Diary, autojump_clock: MockClock
 ) -> None:

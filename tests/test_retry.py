@@ -461,7 +461,7 @@ async def test_a_cancel_while_a_timed_out_try_unwinds_stops_it_for_good(
         assert branch.cancel("again") is False
     ended = nursery.result["a"]
     assert (ended.status, ended.reason, ended.attempts) == (CANCELLED, "enough", 1)
-    assert told.events[-2:] == ["cancel_requested a", "branch_ended a"]
+    assert told.events[-2:] == ["cancel_requested a: enough", "branch_ended a"]
 
 
 async def test_a_rule_while_a_timed_out_try_unwinds_stops_it_too(
@@ -627,7 +627,7 @@ class Told(Observer):
         self.events.append(f"branch_ended {branch.key}")
 
     def cancel_requested(self, branch: Branch[Any], reason: str) -> None:
-        self.events.append(f"cancel_requested {branch.key}")
+        self.events.append(f"cancel_requested {branch.key}: {reason}")
 
 
 async def test_observers_are_told_of_each_try(autojump_clock: MockClock) -> None:

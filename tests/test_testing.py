@@ -1146,6 +1146,19 @@ def test_what_unwinds_over_the_limit_is_allowed_for_until_it_has_ended() -> None
     check_invariants(recorded)
 
 
+def test_who_asked_too_much_of_a_budget_is_breached() -> None:
+    async def ask() -> None:
+        budget.spend(usd=2)
+
+    async def main() -> None:
+        with pytest.raises(Breached):
+            await run_branches({"a": recorded.watch(ask)}, budget=budget, observers=[recorded])
+
+    budget, recorded = Budget(usd=1), recorder()
+    run(main)
+    check_invariants(recorded)
+
+
 def test_a_budget_is_checked_against_its_limits() -> None:
     async def main(budget: Budget, amount: float) -> None:
         async def spend() -> None:
