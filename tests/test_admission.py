@@ -41,6 +41,7 @@ class Step:
         self.pool = pool
         self.depth = depth
         self.paused: str | None = None
+        self.guarding = None
         self.held: list[Entry] = []
         self.admitted: list[Any] = []
         self.calls: list[Any] = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import figures
-from plants import Plan, at_once, in_steps, late, simulate
+from allocators import Plan, at_once, in_steps, late, simulate
 from trio_parallel_steps import Pressure, PressureAction, PressureLevel, ResourceLimits
 from trio_parallel_steps._allowance import Allowance
 from trio_parallel_steps._guards import ACTING, CPU, LAG, MEMORY, STALLS, Guard, Guards, Thresholds

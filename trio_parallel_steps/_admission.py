@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ._core import StepCore
+    from ._guarding import Guarding
     from ._meter import Meter
     from ._outcomes import BranchStatus
     from ._queue import Entry
@@ -74,6 +75,7 @@ class Admitted(Protocol):
     depth: int
     paused: str | None
     held: list[Entry]
+    guarding: Guarding | None
 
     def granted(self, waiter: Any) -> None: ...
 
@@ -260,15 +262,15 @@ class Pool:
             is_gone: bool = waiter._entry is not entry
             if is_gone:
                 queue.pop()
-            elif (
-                isinstance(waiter, Pool)
-                or entry[0] is RESUMES
-                or (step := waiter._step).paused is None
-            ):
+            elif isinstance(waiter, Pool) or entry[0] is RESUMES:
+                return entry
+            elif (step := waiter._step).paused is not None:
+                queue.pop()
+                step.held.append(entry)
+            elif step.guarding is None or step.guarding.lets(entry):
                 return entry
             else:
                 queue.pop()
-                step.held.append(entry)
         return None
 
     def _admissible(self) -> Entry | None:

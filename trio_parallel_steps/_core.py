@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._admission import Pool
     from ._announce import Announcer
     from ._feed import Feed, Unconsumed
+    from ._guarding import Guarding
     from ._meter import Meter
     from ._outcomes import BranchStatus
     from ._queue import Entry
@@ -77,6 +78,7 @@ class StepCore:
         "failed",
         "failed_late",
         "feed",
+        "guarding",
         "handle",
         "held",
         "host",
@@ -144,6 +146,7 @@ class StepCore:
         self.records: dict[Hashable, Record] = {}  # in the order of submission
         # In the order of ending, skipped ones included.
         self.endings: list[Record] | Unconsumed = []
+        self.guarding: Guarding | None = None  # if resources are limited
         self.feed: Feed | None = None  # what submits, where branches come as they are admitted
         self.ran: int = 0  # how many of these did run
         self._endings_before_stop: int = 0
@@ -185,7 +188,7 @@ class StepCore:
         if admissible:
             if self.rules is not None:
                 self.rules.submitted(record)
-            if self.feed is None or self.paused is not None or not self.pool.admit(record):
+            if self.feed is None or self.is_gated() or not self.pool.admit(record):
                 self.pool.push(record, self.depth)
         else:
             record._cause = self.cause  # told to stop already: an observer can't be first
@@ -202,6 +205,10 @@ class StepCore:
             assert record._reason is not None
             self.cut = True
             self.skip(record, record._reason, record.submitted_at)
+
+    def is_gated(self) -> bool:
+        """May what comes have to wait, though there is a token?"""
+        return self.paused is not None or self.guarding is not None
 
     def granted(self, record: Record) -> None:
         if record.status is QUEUED:
@@ -253,6 +260,10 @@ class StepCore:
 
     def stopped(self, record: Record, now: float) -> Record | None:
         """Only Cancelled came out of it (or what no one collects: a KeyboardInterrupt)."""
+        if record._cause is Cause.SHED:
+            if self.cause is None:
+                return self._shed(record, now)
+            record._cause = None
         cause = record._cause or self.cause
         assert cause is not None
         status = STOPPED_AS[cause]
@@ -267,6 +278,12 @@ class StepCore:
             self.failed += 1
             record._value = error
         return self._ran(record, status, now, status in self.policy.asked_on)
+
+    def _shed(self, record: Record, now: float) -> Record | None:
+        assert self.guarding is not None
+        self.guarding.shed(record)
+        self._measure(record, now, IGNORED)
+        return self._pass_on(record, None)
 
     def is_refused(self, error: Exception) -> bool:
         """Does it say no more than that a budget refused, and so breached this step?"""
@@ -326,8 +343,11 @@ class StepCore:
             try:
                 meter.ended(record, record._weight, now, how)
             except Exception as exc:
-                self.errors.append(exc)
-                self.stop(Cause.BODY, f"the limit raised {said(exc)}")
+                self.limit_raised(exc)
+
+    def limit_raised(self, exc: Exception) -> None:
+        self.errors.append(exc)
+        self.stop(Cause.BODY, f"the limit raised {said(exc)}")
 
     def _pass_on(self, record: Record, heir: Record | None) -> Record | None:
         token, record._token = record._token, None
@@ -344,6 +364,8 @@ class StepCore:
             record._tries = None
         self.endings.append(record)
         self.outstanding -= 1
+        if self.guarding is not None:
+            self.guarding.ended(record)
         if self.feed is not None:
             self.feed.ended(record)
         if record._done is not None:
@@ -448,10 +470,9 @@ class StepCore:
         if record._step is None or self.is_stopping():
             return False
         if record._cause is None and not self._overtaken(record):
-            self._tell_to_stop(record, Cause.CANCEL, reason)
+            self.tell_to_stop(record, Cause.CANCEL, reason)
             return True
-        tries = record._tries
-        if record._cause is Cause.TIMEOUT and tries is not None and tries.outlast_timeout(record):
+        if record._cause is Cause.SHED or self._is_to_be_tried_again(record):
             record._cause = Cause.CANCEL
             record._reason = reason
             if self.observers:
@@ -459,7 +480,14 @@ class StepCore:
             return True
         return False
 
-    def _tell_to_stop(self, record: Record, cause: Cause, reason: str) -> None:
+    def _is_to_be_tried_again(self, record: Record) -> bool:
+        """After its timeout."""
+        tries = record._tries
+        return (
+            record._cause is Cause.TIMEOUT and tries is not None and tries.outlast_timeout(record)
+        )
+
+    def tell_to_stop(self, record: Record, cause: Cause, reason: str) -> None:
         record._cause = cause
         record._reason = reason
         if self.observers:
@@ -541,7 +569,7 @@ class StepCore:
             running = [record for record in self.records.values() if record.status is RUNNING]
             for record in running:
                 if record._cause is None:
-                    self._tell_to_stop(record, cause, reason)
+                    self.tell_to_stop(record, cause, reason)
         elif cause is not Cause.DRAIN:
             self.host.stop_all(reason)
             if self.parked:

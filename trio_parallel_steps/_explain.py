@@ -23,10 +23,12 @@ def why_waiting(step: StepCore, record: Record) -> str | None:
     """None for one that runs, is about to, or has ended."""
     if record.status is QUEUED and record._token is None:
         tries = record._tries
-        if record._entry is None and tries is not None:
+        if tries is not None and tries.timer is not None and record._entry is None:
             return f"retry: {in_seconds(max(0.0, tries.due - step.run.now()))}"
         if step.paused is not None:
             return f"paused: {step.paused}"
+        if step.guarding is not None and (why := step.guarding.why_held(record)) is not None:
+            return why
         return _what_holds(step.pool, record._weight, is_new=True)
     if record.status is RUNNING and record._waits:
         return "waits for " + ", ".join(dict.fromkeys(wait.what() for wait in record._waits))

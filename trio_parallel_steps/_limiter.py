@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from types import TracebackType
 
+    from ._guarding import Guarding
     from ._queue import Entry
     from .hosts._abc import Run
     from .limits import Sample
@@ -58,6 +59,7 @@ class _Entrant:
 
     depth = 0
     paused: str | None = None
+    guarding: Guarding | None = None
     _weight = 1
 
     def __init__(self, wake: Callable[[], object]) -> None:

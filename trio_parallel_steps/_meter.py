@@ -68,6 +68,10 @@ class Meter:
         self.in_flight += 1
         self._began[waiter] = (now, self.in_flight, 0.0)
 
+    def pressed(self, now: float) -> None:
+        """Resources run short: as if one of those that run had been turned away."""
+        self._ask(Sample(now, 0.0, self.in_flight, DROPPED))
+
     def parked(self, waiter: Waiter, now: float) -> None:
         self.in_flight -= waiter._weight
         self._parked[waiter] = now
@@ -85,12 +89,16 @@ class Meter:
         if since is None:
             self.in_flight -= weight
         begun = self._began.pop(waiter, None)
-        if begun is None or self._is_broken:
+        if begun is None:
             return
         started_at, in_flight, lent = begun
         if since is not None:
             lent += now - since
-        sample = Sample(started_at, now - started_at - lent, in_flight, outcome)
+        self._ask(Sample(started_at, now - started_at - lent, in_flight, outcome))
+
+    def _ask(self, sample: Sample) -> None:
+        if self._is_broken:
+            return
         try:
             value = self._limit.on_sample(sample)
             if value != self._pool.cap:

@@ -13,9 +13,12 @@ import attrs
 
 from ._branch import Branch, enclosing_branch, new_branch, parking_event
 from ._explain import explain
+from ._guarded import guard
+from ._guarding import NEVER
 from ._limiter import check_weighs
 from ._parking import check_no_circle
 from ._records import Cause
+from ._resources import ResourceLimits
 from ._retry import Retry, check_retry
 from ._tries import Tries
 from ._util import (
@@ -23,6 +26,7 @@ from ._util import (
     check_async_fn,
     check_int,
     check_key,
+    check_number,
     check_seconds,
     check_str,
     expected,
@@ -83,6 +87,7 @@ class BranchNursery(metaclass=NoPublicConstructor):
         *args: Any,
         priority: int = 0,
         weight: int = 1,
+        memory_mb: float = 0.0,
         timeout: float = math.inf,
         retry: Retry | None = None,
     ) -> Branch[T]:
@@ -94,6 +99,10 @@ class BranchNursery(metaclass=NoPublicConstructor):
         Branch that is SKIPPED already.
 
         `weight` is how many tokens it takes, >= 1; one heavier than the limit runs alone.
+
+        `memory_mb` reserves memory, in megabytes of 2**20 bytes: the branch is admitted once that
+        fits beside what is reserved, and what is in use, under the step's `ResourceLimits` (without
+        any, in what the host and the cgroups allow).  One that never fits runs alone.
 
         `timeout` is in seconds from admission; a branch that it stops ends as TIMED_OUT, which
         counts as a failure, with a `trio.TooSlowError` as its exception.  `retry` says whether it
@@ -116,14 +125,19 @@ class BranchNursery(metaclass=NoPublicConstructor):
             check_int("priority", priority)
         if weight != 1 or type(weight) is not int:
             check_weighs(core.pool, "weight", check_int("weight", weight, 1))
+        if memory_mb != 0 or type(memory_mb) is bool:
+            what = "a finite number of megabytes >= 0"
+            check_number("memory_mb", memory_mb, what, lambda megabytes: 0 <= megabytes < math.inf)
         if timeout != math.inf:
             check_seconds("timeout", timeout)
         if retry is not None:
             check_retry(retry)
         if key in core.records:
             raise ValueError(f"duplicate key {key!r}")
+        if memory_mb and core.guarding is None:
+            guard(core, ResourceLimits(), watches_memory=True)
         now = self._run.now()
-        return self._submit(key, async_fn, args, priority, weight, timeout, retry, now)
+        return self._submit(key, async_fn, args, priority, weight, timeout, retry, now, memory_mb)
 
     def _submit(
         self,
@@ -135,12 +149,18 @@ class BranchNursery(metaclass=NoPublicConstructor):
         timeout: float,
         retry: Retry | None,
         now: float,
+        memory_mb: float = 0.0,
     ) -> Branch[T]:
         context = contextvars.copy_context()
         core = self._core
         branch = new_branch(core, key, async_fn, args, priority, weight, timeout, context, now)
+        guarding = core.guarding
         if retry is not None:
             branch._tries = Tries(retry, context.copy())
+        elif guarding is not None and guarding.sheds:
+            branch._tries = Tries(NEVER, context.copy())
+        if memory_mb and guarding is not None:
+            guarding.reserve(branch, memory_mb)
         core.submit(branch)
         return branch
 

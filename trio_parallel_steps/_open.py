@@ -18,12 +18,14 @@ from ._breach import Breach
 from ._core import StepCore
 from ._endings import conclude
 from ._errors import Breached
+from ._guarded import guard
 from ._limiter import BranchLimiter, LimitLike, check_limit, limiter_over
 from ._nursery import BranchNursery
 from ._outcomes import ParallelResult, said
 from ._parking import Wait
 from ._policies import FAIL_FAST, EnginePolicy, Policy, engine_policy
 from ._records import Cause
+from ._resources import ResourceLimits, check_resources
 from ._rules import CancelRule, Rules
 from ._spending import Budget, check_budget
 from ._util import NoPublicConstructor, check_all, check_seconds, check_str, expected
@@ -53,6 +55,7 @@ class _Options:
     cancel_rules: tuple[CancelRule, ...]
     drains: bool
     observers: tuple[Observer, ...]
+    resources: ResourceLimits | None
     host: str | None
     redeliver: float
 
@@ -69,6 +72,7 @@ class NurseryOptions(TypedDict, total=False):
     cancel_rules: Iterable[CancelRule]
     on_breach: str
     observers: Iterable[Observer]
+    resources: ResourceLimits | None
     host: str | None
     redeliver: float
 
@@ -127,6 +131,8 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             options.budget._attach(core)
         if core.observers:
             core.tell("step_opened", nursery)
+        if options.resources is not None:
+            guard(core, options.resources)
         return nursery
 
     @protected
@@ -146,6 +152,9 @@ class BranchNurseryManager(metaclass=NoPublicConstructor):
             if core.outstanding:
                 core.join.begin()
         outside = await self._host.leave(left, traceback if left is exc else None)
+        if core.guarding is not None:
+            core.guarding.leave()
+            core.guarding = None
         if core.join is not None and core.join.has_begun:
             try:
                 await go_on(core.join)
@@ -244,6 +253,7 @@ def open_branch_nursery(
     budget: Budget | None = None,
     breach: Breach | None = None,
     cancel_rules: Iterable[CancelRule] = (),
+    resources: ResourceLimits | None = None,
     on_breach: str = "cancel",
     observers: Iterable[Observer] = (),
     host: str | None = None,
@@ -265,6 +275,9 @@ def open_branch_nursery(
     'drain': then a breach admits nothing more, but lets running branches and the body end by
     themselves before the block raises.  Meanwhile `Branch.cancel`, an error of the body, a deadline
     or a cancellation from outside stop what runs as ever; the policy and the rules rest.
+
+    `resources` says what the branches may use: `ResourceLimits`.  While more is used, nothing new
+    is admitted, though one branch may always run; at the limit, its action comes.
 
     `host` is 'trio' or 'asyncio'; None asks sniffio once.  `redeliver`, on asyncio only, tells a
     branch that swallowed its cancellation again after that many seconds, and names it in a warning.
@@ -312,6 +325,7 @@ def open_branch_nursery(
             check_all("cancel_rules", cancel_rules, CancelRule),
             on_breach == "drain",
             check_all("observers", observers, Observer),
+            check_resources(resources),
             host,
             redeliver,
         )

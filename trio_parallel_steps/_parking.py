@@ -84,6 +84,8 @@ def _begin(record: Record, wait: Wait) -> None:
         step.parked += 1
         for meter in step.meters:
             meter.parked(record, step.run.now())
+        if step.guarding is not None:
+            step.guarding.look()
         step.pool.give_back(token)
 
 

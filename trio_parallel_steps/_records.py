@@ -50,6 +50,7 @@ class Cause(enum.Enum):
     BREACH = "breach"
     DRAIN = "drain"  # a breach that lets what runs end by itself
     OUTSIDE = "outside"
+    SHED = "shed"  # to be queued again
     CRASH = "crash"
 
     if not TYPE_CHECKING:

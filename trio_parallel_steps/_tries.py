@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from . import _parking as parking
 from ._errors import TooSlowError
 from ._records import FAILED, QUEUED, Cause
+
+# What may have told a try to stop, and it is tried again all the same.
+TRIED_AFTER: Final = (None, Cause.TIMEOUT, Cause.SHED)
 
 if TYPE_CHECKING:
     from contextvars import Context
@@ -28,11 +31,12 @@ if TYPE_CHECKING:
 class Tries:
     """How a branch that is tried again stands."""
 
-    __slots__ = ("context", "due", "error", "retry", "status", "timer")
+    __slots__ = ("context", "due", "error", "retry", "shed", "status", "timer")
 
     def __init__(self, retry: Retry, context: Context) -> None:
         self.retry: Retry = retry
         self.context: Context = context  # that of the submission, which no try runs in
+        self.shed: int = 0  # times; such a try is none that the retry counts
         self.error: Exception | None = None  # the last one
         self.status: BranchStatus = FAILED  # what it would have ended as
         self.due: float = -inf  # when the next try may be queued
@@ -45,7 +49,10 @@ class Tries:
 
     def outlast_timeout(self, record: Record) -> bool:
         """May it be tried again after a timeout of this try?"""
-        return self.retry.wait_after(TooSlowError(), record.attempts, 0.0) is not None
+        return self.wait_after(TooSlowError(), record, 0.0) is not None
+
+    def wait_after(self, error: Exception, record: Record, random: float) -> float | None:
+        return self.retry.wait_after(error, record.attempts - self.shed, random)
 
     def stop_timer(self) -> None:
         if self.timer is not None:
@@ -60,11 +67,25 @@ def is_tried_again(
     tries = record._tries
     assert tries is not None
     assert record.started_at is not None
-    if step.cause is not None or record._cause not in (None, Cause.TIMEOUT):
+    if step.cause is not None or record._cause not in TRIED_AFTER:
         return False
-    wait = tries.retry.wait_after(error, record.attempts, step.run.random())
+    wait = tries.wait_after(error, record, step.run.random())
     if wait is None or now + wait >= record.started_at + tries.retry.timeout:
         return False
+    to_queue(step, record)
+    tries.failed(error, status, now + wait)
+    tries.timer = step.run.call_at(tries.due, lambda: queue_again(step, record))
+    if step.guarding is not None:
+        step.guarding.tried(record)
+    if step.observers:
+        step.tell("branch_queued", record)
+    return True
+
+
+def to_queue(step: StepCore, record: Record) -> None:
+    """It has run, and is to run again.  (Who calls this puts it in the queue, at its time.)"""
+    tries = record._tries
+    assert tries is not None
     if record._token is None:
         parking.leave(step, record)
     step.running -= 1
@@ -72,11 +93,6 @@ def is_tried_again(
     record._cause = record._reason = None
     record._context = tries.context.copy()
     tries.stop_timer()  # of the try that was queued before
-    tries.failed(error, status, now + wait)
-    tries.timer = step.run.call_at(tries.due, lambda: queue_again(step, record))
-    if step.observers:
-        step.tell("branch_queued", record)
-    return True
 
 
 def queue_again(step: StepCore, record: Record) -> None:

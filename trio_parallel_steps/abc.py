@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._limiter import BranchLimiter
     from ._nursery import BranchNursery
     from ._outcomes import ParallelResult, StepResult
+    from ._resources import Pressure
     from ._spending import Budget
 
 
@@ -61,6 +62,9 @@ class Observer:
 
     def breached(self, step: BranchNursery, reason: str) -> None:
         """The step was breached."""
+
+    def pressure_changed(self, step: BranchNursery, pressure: Pressure) -> None:
+        """A resource that the step limits is pressed harder than before, or less."""
 
     def step_closed(self, step: BranchNursery, result: ParallelResult[Any, Any]) -> None:
         """All branches of the step have ended, and its block is being left."""

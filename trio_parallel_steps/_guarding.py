@@ -1,0 +1,211 @@
+"""A step under guards: what they hold, what they shed, when they stop it.
+
+1. A branch is admitted only with leave of the guards, which counts from then on as if it ran.
+   Without it, it is set aside, and is in nobody's way.
+2. One branch may always run: while none does that is not parked, the best gets leave.
+3. What was set aside is looked through when a reading has come, and when a branch has ended, or is
+   queued again, or parked.
+4. Branches are shed one at a time: the lowest priority first, of these the newest, and never the
+   only one.  The next is not told to stop before the last is out and its memory could come back.
+   A branch that was shed is queued again, as a new try, once memory is back.
+5. One that has been shed ALONE times runs alone.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final
+
+from ._records import RUNNING, Cause
+from ._resources import PressureAction, PressureLevel
+from ._retry import Retry
+from ._tries import queue_again, to_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._allowance import Ticket
+    from ._core import StepCore
+    from ._guards import Guards
+    from ._queue import Entry
+    from ._readings import Reading
+    from ._records import Record
+    from ._resources import Pressure
+
+ALONE: Final = 3  # so often shed
+SETTLES_S: Final = 0.25  # till what a branch held has been given back
+NEVER: Final = Retry(on=Exception, attempts=1)
+
+
+class Guarding:
+    """Of one step."""
+
+    __slots__ = (
+        "_alone",
+        "_aside",
+        "_leaves",
+        "_reserved",
+        "_shed",
+        "_settled_at",
+        "_shedding",
+        "_step",
+        "guards",
+        "hasten",
+        "leave",
+    )
+
+    def __init__(self, step: StepCore, guards: Guards) -> None:
+        self.guards: Guards = guards
+        self.hasten: Callable[[], object]  # the sampler's
+        self.leave: Callable[[], object]  # no more readings
+        self._step: StepCore = step
+        self._leaves: dict[Record, Ticket | None] = {}  # in the order in which they were given
+        self._reserved: dict[Record, float] = {}  # megabytes
+        # Of those that reserve memory, and of the others: either may have to wait for itself.
+        self._aside: tuple[list[Entry], list[Entry]] = ([], [])
+        self._shedding: Record | None = None
+        self._shed: dict[Record, None] = {}  # until memory is back
+        self._alone: Record | None = None
+        self._settled_at: float = 0.0  # after the last that was shed
+
+    @property
+    def sheds(self) -> bool:
+        return self.guards.limits.action is PressureAction.SHED
+
+    def reserve(self, record: Record, memory_mb: float) -> None:
+        self._reserved[record] = memory_mb
+
+    # ------------------------------------------------------------ leave to be admitted
+
+    def lets(self, entry: Entry) -> bool:
+        """Has who is first in the queue leave?  If not, it is set aside."""
+        record = entry[3]
+        if record in self._leaves or self._give_leave(record):
+            return True
+        heappush(self._aside[record in self._reserved], entry)
+        return False
+
+    def _give_leave(self, record: Record) -> bool:
+        if not self._may(record):
+            return False
+        self._leaves[record] = self.guards.admitted(self._reserved.get(record, 0.0))
+        if self._runs_alone(record):
+            self._alone = record
+        return True
+
+    def _may(self, record: Record) -> bool:
+        if self._alone is not None:
+            return False
+        if len(self._leaves) <= self._step.parked:
+            return True
+        return not self._runs_alone(record) and self._held_by(record) is None
+
+    def _runs_alone(self, record: Record) -> bool:
+        return record._tries is not None and record._tries.shed >= ALONE
+
+    def _held_by(self, record: Record) -> str | None:
+        return self.guards.held_by(self._reserved.get(record, 0.0))
+
+    def why_held(self, record: Record) -> str | None:
+        """None for one that is not."""
+        if record in self._shed:
+            return "shed: until memory is back"
+        if record in self._leaves or self._may(record):
+            return None
+        if self._alone is not None:
+            return f"{self._alone.key!r}, which was shed {ALONE} times, runs alone"
+        if self._runs_alone(record):
+            return f"shed {ALONE} times: to run alone"
+        return f"paused: {self._held_by(record)}"
+
+    def look(self) -> None:
+        """Who was set aside and may have leave now?"""
+        is_any = False
+        for aside in self._aside:
+            while aside:
+                entry = aside[0]
+                if entry[3]._entry is entry:
+                    if not self._give_leave(entry[3]):
+                        break
+                    self._step.pool.put_back([entry])
+                    is_any = True
+                heappop(aside)
+        if is_any:
+            self._step.pool.kick(self._step)
+
+    def tried(self, record: Record) -> None:
+        """It does not run any more."""
+        if record in self._leaves:
+            self.guards.ended(self._leaves.pop(record))
+        if record is self._shedding:
+            self._shedding = None
+            self._settled_at = self._step.run.now() + SETTLES_S
+        if record is self._alone:
+            self._alone = None
+        self.look()
+        if any(self._aside) or self._shed:
+            self.hasten()
+
+    def ended(self, record: Record) -> None:
+        self._reserved.pop(record, None)
+        self._shed.pop(record, None)
+        self.tried(record)
+
+    # ------------------------------------------------------------ readings
+
+    def told(self, reading: Reading) -> float:
+        """Seconds until the next one is wanted."""
+        step = self._step
+        before, pressure = self.guards.pressure, self.guards.judge(reading)
+        if step.observers and (before is None or before.levels != pressure.levels):
+            step.tell("pressure_changed", step.handle, pressure)
+        was = PressureLevel.OK if before is None else before.level
+        if was < PressureLevel.SHRINK <= pressure.level:
+            self._shrink()
+        if self.guards.acts:
+            self._act(pressure, reading.at)
+        if self.guards.is_memory_back:
+            self._queue_again()
+        self.look()
+        return self.guards.interval()
+
+    def _shrink(self) -> None:
+        step = self._step
+        for meter in step.meters:
+            try:
+                meter.pressed(step.run.now())
+            except Exception as exc:
+                step.limit_raised(exc)
+
+    def _act(self, pressure: Pressure, now: float) -> None:
+        if self.guards.limits.action is PressureAction.BREACH:
+            self._step.stop(Cause.BREACH, pressure.reason)
+        elif self._shedding is None and self._step.cause is None and now >= self._settled_at:
+            self._shed_one(pressure.reason)
+
+    def _shed_one(self, reason: str) -> None:
+        running = [
+            record
+            for record in reversed(self._leaves)
+            if record.status is RUNNING and record._cause is None
+        ]
+        if len(running) > 1:
+            chosen = min(running, key=lambda record: record._priority)
+            self._shedding = chosen
+            self._step.tell_to_stop(chosen, Cause.SHED, f"shed: {reason}")
+
+    def shed(self, record: Record) -> None:
+        """It is out: queue it again, once memory is back."""
+        tries = record._tries
+        assert tries is not None
+        tries.shed += 1
+        to_queue(self._step, record)
+        self._shed[record] = None
+        self.tried(record)
+        if self._step.observers:
+            self._step.tell("branch_queued", record)
+
+    def _queue_again(self) -> None:
+        shed, self._shed = self._shed, {}
+        for record in shed:
+            queue_again(self._step, record)
