@@ -46,8 +46,7 @@ class Machine:
         self.others: Any = others
 
     def read(self) -> Figures:
-        figures: Figures = {"working_set_mb": self.working_set_mb, **self.others}
-        return figures
+        return Figures(working_set_mb=self.working_set_mb, **self.others)
 
 
 class Seen(abc.Observer):
@@ -417,8 +416,10 @@ def test_shed_three_times_it_runs_alone(driver: Driver) -> None:
                     machine.working_set_mb = 10
                 await world.sleep(30)
                 assert nursery.explain() == {"b": "shed 3 times: to run alone"}
-                nursery.cancel("a")
                 nursery.start_soon("late", world.sleep, 1)
+                await world.sleep(1)
+                assert not nursery["late"].attempts
+                nursery.cancel("a")
                 await world.sleep(1)
                 assert nursery["b"].attempts == 4
                 assert nursery.explain() == {"late": "'b', which was shed 3 times, runs alone"}

@@ -61,8 +61,9 @@ class Guarding:
         self._step: StepCore = step
         self._leaves: dict[Record, Ticket | None] = {}  # in the order in which they were given
         self._reserved: dict[Record, float] = {}  # megabytes
-        # Of those that reserve memory, and of the others: either may have to wait for itself.
-        self._aside: tuple[list[Entry], list[Entry]] = ([], [])
+        # Of those that are to run alone, of the others that reserve memory, and of the rest: the
+        # first keep all others waiting, of the others one kind does not wait for the other.
+        self._aside: tuple[list[Entry], list[Entry], list[Entry]] = ([], [], [])
         self._shedding: Record | None = None
         self._shed: dict[Record, None] = {}  # until memory is back
         self._alone: Record | None = None
@@ -82,8 +83,14 @@ class Guarding:
         record = entry[3]
         if record in self._leaves or self._give_leave(record):
             return True
-        heappush(self._aside[record in self._reserved], entry)
+        heappush(self._aside_for(record), entry)
         return False
+
+    def _aside_for(self, record: Record) -> list[Entry]:
+        alone, reserving, others = self._aside
+        if self._runs_alone(record):
+            return alone
+        return reserving if record in self._reserved else others
 
     def _give_leave(self, record: Record) -> bool:
         if not self._may(record):
@@ -94,11 +101,12 @@ class Guarding:
         return True
 
     def _may(self, record: Record) -> bool:
-        if self._alone is not None:
+        runs_alone = self._runs_alone(record)
+        if self._alone is not None or (not runs_alone and _first(self._aside[0]) is not None):
             return False
         if len(self._leaves) <= self._step.parked:
             return True
-        return not self._runs_alone(record) and self._held_by(record) is None
+        return not runs_alone and self._held_by(record) is None
 
     def _runs_alone(self, record: Record) -> bool:
         return record._tries is not None and record._tries.shed >= ALONE
@@ -112,24 +120,22 @@ class Guarding:
             return "shed: until memory is back"
         if record in self._leaves or self._may(record):
             return None
-        if self._alone is not None:
-            return f"{self._alone.key!r}, which was shed {ALONE} times, runs alone"
         if self._runs_alone(record):
             return f"shed {ALONE} times: to run alone"
+        first = _first(self._aside[0])
+        alone = self._alone if first is None else first[3]
+        if alone is not None:
+            return f"{alone.key!r}, which was shed {ALONE} times, runs alone"
         return f"paused: {self._held_by(record)}"
 
     def look(self) -> None:
         """Who was set aside and may have leave now?"""
         is_any = False
         for aside in self._aside:
-            while aside:
-                entry = aside[0]
-                if entry[3]._entry is entry:
-                    if not self._give_leave(entry[3]):
-                        break
-                    self._step.pool.put_back([entry])
-                    is_any = True
+            while (entry := _first(aside)) is not None and self._give_leave(entry[3]):
                 heappop(aside)
+                self._step.pool.put_back([entry])
+                is_any = True
         if is_any:
             self._step.pool.kick(self._step)
 
@@ -209,3 +215,10 @@ class Guarding:
         shed, self._shed = self._shed, {}
         for record in shed:
             queue_again(self._step, record)
+
+
+def _first(aside: list[Entry]) -> Entry | None:
+    """The best, once those are out that have gone or are queued elsewhere."""
+    while aside and aside[0][3]._entry is not aside[0]:
+        heappop(aside)
+    return aside[0] if aside else None
