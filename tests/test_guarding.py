@@ -46,7 +46,9 @@ class Machine:
         self.others: Any = others
 
     def read(self) -> Figures:
-        return Figures(working_set_mb=self.working_set_mb, **self.others)
+        figures: Figures = {"working_set_mb": self.working_set_mb}
+        figures.update(self.others)
+        return figures
 
 
 class Seen(abc.Observer):
