@@ -47,7 +47,7 @@ ABSENT = (  # until their issue
 
 HOOKS = (
     "step_opened branch_queued branch_started branch_progressed branch_ended cancel_requested "
-    "limit_changed usage_changed breached step_closed"
+    "limit_changed usage_changed breached pressure_changed step_closed"
 )
 
 MEMBERS = {

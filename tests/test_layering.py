@@ -28,13 +28,13 @@ PACKAGE = "trio_parallel_steps"
 TABLE = {
     "L0 words": "_errors _outcomes _util abc",
     "L1 core": """
-        _admission _allowance _announce _budget _core _endings _explain _foreign _guards _judging
-        _meter _parking _policies _queue _rate _readings _records _resources _retry _rules _tries
-        limits
+        _admission _allowance _announce _budget _core _endings _explain _foreign _guarding _guards
+        _judging _meter _parking _policies _queue _rate _readings _records _resources _retry
+        _rules _tries limits
     """,
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _feed _hedged _inputs _limiter _map _nursery _open _processes
+        _branch _breach _current _feed _guarded _hedged _inputs _limiter _map _nursery _open _processes
         _run_branches _spending _stalls _threads
     """,
     "L4 steps": "_config _load _pipeline _steps cache",
