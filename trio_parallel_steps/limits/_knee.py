@@ -11,8 +11,8 @@
 4. Then after each trial the best level (`Fit`) is next.  Now and then it is a probe above, or a dive
    below when nothing below was ever measured; a dive that finds as much throughput goes on.
 5. A trial that ran far higher than expected, at a level that is known, means that the plant is
-   slower now: all is forgotten but the latency without load.  Far lower: it is faster now, and what
-   was measured fades.
+   slower now: all is forgotten but the latency without load.  Far lower, or somewhat lower several
+   times: it is faster now, and what was measured fades.
 6. A trial above a good level is over as soon as throughput is surely lost; then the limit stays
    below the `Brink`.
 7. Refusals make a `Ceiling`.  The limit is above it only for one start at a time.
@@ -148,6 +148,7 @@ class KneeLimit:
         "_centre",
         "_dive_every",
         "_dived_from",
+        "_drift",
         "_fit",
         "_goal",
         "_good",
@@ -209,6 +210,7 @@ class KneeLimit:
         self._tops = 0  # trials in a row whose best was the highest they might choose
         self._slower = 0  # trials in a row that ran higher than expected
         self._unloaded = 0.0  # log latency, before that
+        self._drift = 0.0  # surprises of trials that ran lower, fading
         self._solved_at: tuple[float, float, bool] | None = None  # level, and the best from there
         self._since_probe = 0
         self._since_dive = 0
@@ -349,6 +351,7 @@ class KneeLimit:
     def _heed(self, surprise: float) -> bool:
         """Rule 5; has the plant changed?"""
         trial, fit = self._trial, self._fit
+        self._drift = min(0.0, 0.7 * self._drift + surprise)
         if surprise > SURPRISE and fit.was_better(trial.x, trial.y):
             if not self._slower:
                 self._unloaded = fit.base
@@ -358,8 +361,9 @@ class KneeLimit:
             else:
                 fit.forget()
             self._brink.forget()
-        elif surprise < -SURPRISE:
+        elif self._drift < -SURPRISE:
             self._slower = 0
+            self._drift = 0.0
             fit.expect_less(trial.x, trial.y)
             self._brink.doubt()
         else:
