@@ -1,6 +1,6 @@
 """`Brink`: the level past which throughput is lost.
 
-1. A level was good, a higher one lost throughput: the brink lies between, and the limit stays below.
+1. A level was good, a higher one lost throughput: the limit stays below where it turned bad.
 2. It is closed in on from below, a third of the way at a time: going over costs more than staying.
 3. Once it is found the bad level is tried again, ever more seldom: the plant may have changed.
 """

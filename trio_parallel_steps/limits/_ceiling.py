@@ -2,8 +2,8 @@
 
 1. A refusal with n in flight means that n - 1 was allowed: the first one makes the ceiling.
 2. At the ceiling one branch more is started now and then, alone: if it is refused, nothing else was
-   lost, and the next try waits twice as long.  What is accepted raises the ceiling, by twice as much
-   each time in a row.
+   lost, and the next try waits twice as long.  What is accepted raises the ceiling, by twice as
+   much each time in a row.
 3. Refusals at or below the ceiling are borne while they are few, as a rate limit's are when
    concurrency is just above what it lets pass.  When they are many the ceiling becomes what did get
    through: by Little's law the mean number in flight is the sum of latencies over the time passed.
@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from math import inf
 from typing import Final
+
+MANY: Final = 10**9
+"""More than any limit."""
 
 TOLERATED: Final = 20
 """Successes that make up for one refusal."""
@@ -93,7 +96,7 @@ class Ceiling:
         if started_at <= self._cut_at:
             return False
         if self.value == inf:
-            allowed = float(in_flight - 1)
+            allowed = min(in_flight, MANY) - 1.0
         elif in_flight > self.value:
             self._back_off(now)
             return False

@@ -17,8 +17,8 @@
 
 from __future__ import annotations
 
-from math import exp, log1p
-from typing import TYPE_CHECKING, Final
+from math import exp, log1p, sqrt
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
@@ -48,9 +48,7 @@ BELOW: Final = 10
 STEP: Final = 2
 COARSE: Final = 6
 SPAN: Final = 400
-"""Bins of the tables, either way; HIGHEST and what is tried above it must fit."""
-HIGHEST: Final = 350 * WIDTH
-"""No log n is taken to be higher: it is a thousand million in flight."""
+"""Bins of the tables, either way: exp(SPAN * WIDTH) is more than any level that is tried."""
 
 
 def _growth(d: float, m: int, s: int) -> float:
@@ -65,12 +63,8 @@ _TABLES: Final = [
 ]
 
 
-@attrs.frozen
-class _Hypothesis:
-    probability: float
-    knee: int  # a bin
-    growth: tuple[float, ...]
-    base: float
+_Hypothesis: TypeAlias = tuple[float, int, tuple[float, ...], float]
+"""Its probability, the knee's bin, the growth of log latency by bins from there, and a."""
 
 
 @attrs.define
@@ -188,7 +182,7 @@ class Fit:
         total = sum(weight for _, weight, _ in bins)
         mean = sum(weight * y for _, weight, y in bins) / total
         rows = [(j, weight, weight * (y - mean)) for j, weight, y in bins]
-        found: list[tuple[float, int, tuple[float, ...], float]] = []
+        found: list[_Hypothesis] = []  # with a loss in place of the probability
         for knee, share in self._knees(above, far=far):
             offset = SPAN - knee
             shifted = [(j + offset, weight, rest) for j, weight, rest in rows]
@@ -209,30 +203,29 @@ class Fit:
         ]
         evidence = sum(likelihood for likelihood, *_ in likely)
         self._hypotheses = [
-            _Hypothesis(likelihood / evidence, knee, growth, base)
-            for likelihood, knee, growth, base in likely
+            (likelihood / evidence, knee, growth, base) for likelihood, knee, growth, base in likely
         ]
 
     @property
     def base(self) -> float:
         """Log latency without load."""
-        return sum(h.probability * h.base for h in self._hypotheses)
+        return sum(probability * base for probability, _, _, base in self._hypotheses)
 
     def predict(self, x: float) -> tuple[float, float]:
         """Mean and variance of what is believed of log latency at log n = `x`."""
         mean = square = 0.0
         at = round(x / WIDTH) + SPAN
-        for h in self._hypotheses:
-            y = h.base + h.growth[at - h.knee]
-            mean += h.probability * y
-            square += h.probability * y * y
+        for probability, knee, growth, base in self._hypotheses:
+            y = base + growth[at - knee]
+            mean += probability * y
+            square += probability * y * y
         return mean, max(0.0, square - mean * mean)
 
     def surprise(self, x: float, y: float, n: int) -> float:
         """How many standard errors `y`, the mean of `n` at `x`, is above what is believed."""
         mean, variance = self.predict(x)
         error = self.variance / n + variance + self.variance / max(20.0, self._weight) + 0.0009
-        return (y - mean) / error**0.5
+        return (y - mean) / sqrt(error)
 
     def best(self, x: float, above: int, price: float) -> tuple[float, bool]:
         """The log of the best level from 24 bins below `x` to `above` bins above it, and whether
@@ -242,7 +235,7 @@ class Fit:
 
         def utility(j: int) -> float:
             at = j + SPAN
-            loss = sum([h.probability * h.growth[at - h.knee] for h in self._hypotheses])
+            loss = sum([p * growth[at - knee] for p, knee, growth, _ in self._hypotheses])
             return j * WIDTH - (1 + price) * loss
 
         about = max((*range(low, high, 4), high), key=utility)
@@ -251,5 +244,3 @@ class Fit:
 
     def __repr__(self) -> str:
         return f"<Fit of {len(self._bins)} bins, weight {self._weight:.0f}>"
-
-

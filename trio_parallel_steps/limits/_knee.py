@@ -8,8 +8,8 @@
    started within it, at the concurrency that the samples tell.
 3. Growing, once at the start: one more per completion, for as long as the fit says that the best
    level is higher.  Its latencies lag, so that they count for little afterwards.
-4. Then after each trial the best level (`Fit`) is next.  Now and then it is a probe above, or a dive
-   below when nothing below was ever measured; a dive that finds as much throughput goes on.
+4. Then after each trial the best level (`Fit`) is next.  Now and then it is a probe above, or a
+   dive below when nothing below was ever measured; a dive that loses nothing goes on.
 5. A trial that ran far higher than expected, at a level that is known, means that the plant is
    slower now: all is forgotten but the latency without load.  Far lower, or somewhat lower several
    times: it is faster now, and what was measured fades.
@@ -17,7 +17,7 @@
    below the `Brink`.
 7. Refusals make a `Ceiling`.  The limit is above it only for one start at a time.
 8. The limit is not raised where it is not reached: to at most three times what was in flight, and
-   when a trial has not filled it, not at all.
+   not at all after a trial that has not filled it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import attrs
 
 from .._util import check_int, expected, is_number
 from ._brink import Brink
-from ._ceiling import Ceiling
-from ._fit import HIGHEST, Fit
+from ._ceiling import MANY, Ceiling
+from ._fit import Fit
 from ._sample import Outcome, Sample
 
 TURNS: Final = 3
@@ -149,6 +149,7 @@ class KneeLimit:
         "_dive_every",
         "_dived_from",
         "_drift",
+        "_filled",
         "_fit",
         "_goal",
         "_good",
@@ -182,6 +183,8 @@ class KneeLimit:
         check_int("initial", initial, 1)
         check_int("min_limit", min_limit, 1)
         check_int("max_limit", max_limit, min_limit)
+        if max_limit > MANY:
+            raise ValueError(expected("max_limit", f"an int <= {MANY}", max_limit))
         if not is_number(latency_weight):
             raise TypeError(expected("latency_weight", "a finite number >= 0", latency_weight))
         if not (isfinite(latency_weight) and latency_weight >= 0):
@@ -195,7 +198,8 @@ class KneeLimit:
         self._ceiling = Ceiling()
         self._brink = Brink()
         self._trial = _Trial(-inf)
-        self._before = self._value  # the most in flight in the trial before this one
+        self._before = 0  # the most in flight in the trial before this one
+        self._filled = True  # has the last trial reached its limit?
         # Growing:
         self._growing = True
         self._roof = inf
@@ -238,13 +242,14 @@ class KneeLimit:
 
     def _succeeded(self, sample: Sample, now: float) -> None:
         trial = self._trial
-        latency = min(max(sample.latency, 1e-9), 1e9)
+        in_flight = min(max(1, sample.in_flight), MANY)
+        latency = min(max(1e-9, sample.latency), 1e9)
+        trial.peak = max(trial.peak, in_flight)
         self._ceiling.succeeded(now, latency)
-        trial.peak = max(trial.peak, sample.in_flight)
         if self._ceiling.value < inf and self._is_trying_one_more(sample, now):
             return
         trial = self._trial
-        x, y = min(log(max(1, sample.in_flight)), HIGHEST), log(latency)
+        x, y = log(in_flight), log(latency)
         if trial.n or sample.started_at >= trial.since:
             trial.ended += 1
         if self._growing:
@@ -339,8 +344,9 @@ class KneeLimit:
         self._tops = min(self._tops + 1, 2) if is_top else 0
         self._want = exp(best)
         level = min(self._want, self._max, self._ceiling.value, self._brink.value)
-        if trial.peak * 1.25 < self._value:
-            level = min(level, self._value)
+        self._filled = trial.peak * 1.25 >= self._value
+        if not self._filled:
+            level = min(level, self._centre)
         if self._move is _Move.DIVE:
             if level < 0.9 * self._dived_from:
                 self._since_dive = self._dive_every = DIVE_EVERY
@@ -401,7 +407,7 @@ class KneeLimit:
                 self._base = here, fit.predict(here)[0]
                 goal = max(brink.bad, goal + 1)
                 why = f"probe: is throughput still lost at {round(goal)}?"
-        elif self._since_probe >= PROBE_EVERY:
+        elif self._since_probe >= PROBE_EVERY and self._filled:
             self._move = _Move.PROBE
             self._since_probe = 0
             self._base = here, fit.predict(here)[0]
@@ -456,11 +462,10 @@ class KneeLimit:
             self._set(self._goal, "what was refused is accepted now")
             self._centre = float(self._value)
             self._start_trial(now)
-        elif self._value >= ceiling.value and ceiling.is_due(now):
-            if self._want > ceiling.value and self._value < self._max:
-                ceiling.try_one(now)
-                self._set(self._value + 1, "probe: is one more accepted?")
-                return True
+        elif ceiling.value <= self._value < min(self._want, self._max) and ceiling.is_due(now):
+            ceiling.try_one(now)
+            self._set(self._value + 1, "probe: is one more accepted?")
+            return True
         return False
 
     def _refused(self, sample: Sample, now: float) -> None:
