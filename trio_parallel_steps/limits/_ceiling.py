@@ -18,7 +18,7 @@ from typing import Final
 MANY: Final = 10**9
 """More than any limit."""
 
-TOLERATED: Final = 20
+TOLERATED: Final = 24
 """Successes that make up for one refusal."""
 
 PATIENCE: Final = 6.0
@@ -89,7 +89,7 @@ class Ceiling:
         step = min(self.value // 4, 2 ** (self._raised - 1))
         self.value += max(1.0, step)
         self._count_from(now)
-        self._wait(now, 10.0 if self._raised == 1 else 1.0)
+        self._wait(now, PATIENCE)
 
     def refuse(self, started_at: float, in_flight: int, now: float, limit: int) -> bool:
         """A branch was refused; is the ceiling a new one?"""
@@ -116,7 +116,11 @@ class Ceiling:
         self._refused += 1
         if self._succeeded >= max(128, 8 * limit):
             self._count_from(now)
-        return self._succeeded >= max(8, limit) and self._refused * TOLERATED > self._succeeded
+        return (
+            self._refused >= 3
+            and self._succeeded >= max(8, limit)
+            and self._refused * TOLERATED > self._succeeded
+        )
 
     def _back_off(self, now: float) -> None:
         if not self._probing:

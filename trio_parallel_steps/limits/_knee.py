@@ -285,9 +285,10 @@ class KneeLimit:
         self._want = exp(best)
         level = min(self._want, self._max)
         self._good = max(log(self._grown), trial.x), trial.y
-        self._grown = self._value
-        if level >= self._value and self._value < self._max and self._has_room():
+        self._filled = trial.peak * 1.25 >= self._grown
+        if self._max > self._value <= level and (self._has_room() or not self._filled):
             self._roof = level
+            self._grown = self._value
             self._start_trial(now)
             return
         self._growing = False
@@ -424,7 +425,7 @@ class KneeLimit:
         """Is latency believed to rise here, with nothing measured where a dive would go?"""
         here = log(min(self._centre, self._value))
         slope = self._fit.predict(here + 0.1)[0] - self._fit.predict(here - 0.1)[0]
-        return self._centre >= 3 and slope > 0.1 and not self._fit.knows_below(here - 0.25)
+        return self._centre >= 3 and self._filled and slope > 0.1 and not self._fit.knows_below(here - 0.25)
 
     def _past_the_knee(self, here: float) -> str:
         low, high = self._fit.predict(here)[0], self._fit.predict(here + 0.3)[0]
