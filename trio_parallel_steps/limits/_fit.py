@@ -159,10 +159,6 @@ class Fit:
             j >= low and bin_.weight >= 5 and bin_.mean < y - 0.15 for j, bin_ in self._bins.items()
         )
 
-    def knows_below(self, x: float) -> bool:
-        """Was anything at `x` or below it measured?"""
-        return any(j * WIDTH < x and bin_.weight > 5 for j, bin_ in self._bins.items())
-
     def _knees(self, above: int, *, far: bool) -> list[tuple[int, float]]:
         """The grid of log c, each with the log of its share of the prior."""
         low, high = max(0, min(self._bins) - BELOW), max(self._bins) + above

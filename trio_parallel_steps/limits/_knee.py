@@ -156,6 +156,7 @@ class KneeLimit:
         "_grown",
         "_growing",
         "_latency_weight",
+        "_lowest",
         "_max",
         "_min",
         "_move",
@@ -220,6 +221,7 @@ class KneeLimit:
         self._since_dive = 0
         self._dive_every = DIVE_EVERY
         self._dived_from = 0.0
+        self._lowest = inf  # log n of all trials since the plant has changed
 
     @property
     def value(self) -> int:
@@ -326,6 +328,7 @@ class KneeLimit:
             return
         surprise = fit.surprise(trial.x, trial.y, trial.n) if fit.is_solved else 0.0
         changed = self._heed(surprise)
+        self._lowest = inf if changed else min(self._lowest, trial.x)
         self._brink.held(self._value)
         fit.add(trial.x, trial.y, trial.n, log(self._centre))
         if (
@@ -391,11 +394,11 @@ class KneeLimit:
         why = f"the knee is at about {round(goal)}"
         if not fit.is_solved:
             pass
-        elif self._since_dive >= self._dive_every and self._may_dive():
+        elif self._since_dive >= self._dive_every and (above := self._dive_from()):
             self._move = _Move.DIVE
             self._dived_from = goal
             self._since_dive = 0
-            goal = min(goal, old) * DIVE_TO
+            goal = above * DIVE_TO
             why = "probe: is less as good?"
         elif goal > old * 1.02:
             self._base = log(old), fit.predict(log(old))[0]
@@ -421,11 +424,19 @@ class KneeLimit:
         if self._goal != old:
             self._reason = why
 
-    def _may_dive(self) -> bool:
-        """Is latency believed to rise here, with nothing measured where a dive would go?"""
-        here = log(min(self._centre, self._value))
+    def _dive_from(self) -> float | None:
+        """The level that a dive should go below: latency is believed to rise there already, and
+        nothing below it was measured."""
+        level = min(self._centre, self._value)
+        if level < 3 or not self._filled:
+            return None
+        here = log(level)
+        if self._lowest < here - 0.25:
+            here = self._lowest
+        if level > 2 * exp(here):
+            return None
         slope = self._fit.predict(here + 0.1)[0] - self._fit.predict(here - 0.1)[0]
-        return self._centre >= 3 and self._filled and slope > 0.1 and not self._fit.knows_below(here - 0.25)
+        return exp(here) if slope > 0.1 else None
 
     def _past_the_knee(self, here: float) -> str:
         low, high = self._fit.predict(here)[0], self._fit.predict(here + 0.3)[0]
