@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from math import exp, log1p, sqrt
+from math import exp, inf, log1p, sqrt
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
@@ -158,6 +158,20 @@ class Fit:
         return any(
             j >= low and bin_.weight >= 5 and bin_.mean < y - 0.15 for j, bin_ in self._bins.items()
         )
+
+    def forget_worse(self, x: float, y: float) -> float:
+        """Forget all levels that had surely less throughput than `x`, a lower one, where log
+        latency is `y`; returns the lowest of them.  No shape describes a cliff."""
+        worse = {
+            j
+            for j, bin_ in self._bins.items()
+            if j * WIDTH > x + WIDTH
+            and bin_.mean - y > j * WIDTH - x + 0.25 + 3 * sqrt(self.variance / bin_.weight)
+        }
+        if not worse:
+            return inf
+        self._scale(lambda j, _: 0.0 if j in worse else 1.0)
+        return exp(min(worse) * WIDTH)
 
     def _knees(self, above: int, *, far: bool) -> list[tuple[int, float]]:
         """The grid of log c, each with the log of its share of the prior."""

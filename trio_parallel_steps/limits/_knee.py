@@ -329,6 +329,10 @@ class KneeLimit:
         surprise = fit.surprise(trial.x, trial.y, trial.n) if fit.is_solved else 0.0
         changed = self._heed(surprise)
         self._lowest = inf if changed else min(self._lowest, trial.x)
+        worse = fit.forget_worse(trial.x, trial.y)
+        if worse < self._brink.bad:
+            self._brink.fell(self._value, int(worse))
+            changed = True
         self._brink.held(self._value)
         fit.add(trial.x, trial.y, trial.n, log(self._centre))
         if (
