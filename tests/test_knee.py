@@ -67,6 +67,7 @@ def run(
     at_most: float = inf,
     drops: float = 0.0,
     seed: int = 1,
+    start: float = 0.0,
 ) -> Run:
     """`n` branches by processor sharing: all wait at the door, and start as the limit lets them.
 
@@ -74,7 +75,7 @@ def run(
     is to do at a time.  A share `drops` of what ends is reported as dropped.
     """
     rng = random.Random(seed)
-    now = progress = 0.0
+    now, progress = start, 0.0
     running: list[tuple[float, float, int]] = []  # ends at this progress, started at, in flight
     refused = 0
     latencies: list[float] = []
@@ -104,7 +105,7 @@ def run(
         outcome = Outcome.DROPPED if rng.random() < drops else Outcome.OK
         limit.on_sample(Sample(since, now - since, in_flight, outcome))
         values.append((now, limit.value))
-    return Run(now, n, refused, latencies, values)
+    return Run(now - start, n, refused, latencies, [(at - start, value) for at, value in values])
 
 
 class Fixed:
@@ -199,13 +200,13 @@ def test_a_quota_that_was_raised_is_used() -> None:
     assert found.limits[-1][1] in {20, 21}
     limit = KneeLimit()
     run(limit, quota=20, n=2000)
-    assert max(run(limit, quota=60, n=30000).limits_after(30)) >= 50
+    assert max(run(limit, quota=60, n=30000, start=100).limits_after(30)) >= 50
 
 
 def test_a_quota_that_was_lowered_is_obeyed() -> None:
     limit = KneeLimit()
     run(limit, quota=40, n=4000)
-    again = run(limit, quota=10, n=4000)
+    again = run(limit, quota=10, n=4000, start=100)
     assert fmean(again.limits_after(again.seconds / 2)) < 14
 
 

@@ -21,6 +21,9 @@ MANY: Final = 10**9
 TOLERATED: Final = 24
 """Successes that make up for one refusal."""
 
+MANY_REFUSED: Final = 3
+"""Fewer may be chance."""
+
 PATIENCE: Final = 6.0
 PATIENCE_MAX: Final = 64.0
 """Latencies between tries to go beyond the ceiling."""
@@ -36,10 +39,12 @@ class Ceiling:
         "_patience",
         "_probing",
         "_raised",
+        "_risen_from",
         "_refused",
         "_since",
         "_succeeded",
-        "_try_at",
+        "_wait_for",
+        "_wait_from",
         "value",
     )
 
@@ -48,7 +53,9 @@ class Ceiling:
         """A whole number, or infinite until something is refused."""
         self._latency: float | None = None  # smoothed
         self._patience = PATIENCE
-        self._try_at = 0.0
+        self._wait_from = 0.0
+        self._wait_for = 0.0  # in latencies
+        self._risen_from = inf
         self._probing = False
         self._raised = 0  # times in a row
         self._cut_at = -inf
@@ -73,7 +80,7 @@ class Ceiling:
 
     def is_due(self, now: float) -> bool:
         """Is it time to try one more?"""
-        return now >= self._try_at
+        return now >= self._wait_from + self._wait_for * (self._latency or 0.0)
 
     def try_one(self, now: float) -> None:
         """One more is started."""
@@ -86,6 +93,7 @@ class Ceiling:
         """The one more was not one too many."""
         self._raised += 1
         self._probing = False
+        self._risen_from = self.value
         step = min(self.value // 4, 2 ** (self._raised - 1))
         self.value += max(1.0, step)
         self._count_from(now)
@@ -100,6 +108,11 @@ class Ceiling:
         elif in_flight > self.value:
             self._back_off(now)
             return False
+        elif self._raised and not self.is_due(now):
+            self._refused += 1
+            if self._refused < MANY_REFUSED:
+                return False
+            allowed = self._risen_from
         elif self._is_too_much(now, limit):
             passed = now - self._since
             allowed = min(self.value - 1, self._latencies // passed if passed > 0 else inf)
@@ -107,9 +120,10 @@ class Ceiling:
             return False
         self.value = max(1.0, allowed)
         self._cut_at = now
+        self._raised = 0
+        self._patience = PATIENCE
         self._count_from(now)
-        self._probing = True
-        self._back_off(now)
+        self._wait(now, PATIENCE)
         return True
 
     def _is_too_much(self, now: float, limit: int) -> bool:
@@ -117,7 +131,7 @@ class Ceiling:
         if self._succeeded >= max(128, 8 * limit):
             self._count_from(now)
         return (
-            self._refused >= 3
+            self._refused >= MANY_REFUSED
             and self._succeeded >= max(8, limit)
             and self._refused * TOLERATED > self._succeeded
         )
@@ -131,7 +145,8 @@ class Ceiling:
         self._patience = min(PATIENCE_MAX, 2 * self._patience)
 
     def _wait(self, now: float, latencies: float) -> None:
-        self._try_at = now + latencies * (self._latency or 0.0)
+        self._wait_from = now
+        self._wait_for = latencies
 
     def __repr__(self) -> str:
         return f"<Ceiling {self.value}>"

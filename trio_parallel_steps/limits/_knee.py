@@ -461,9 +461,11 @@ class KneeLimit:
         base = self._good if self._growing else self._base
         assert base is not None
         good, bad = int(exp(base[0]) + 0.01), min(self._value, round(exp(self._trial.x)))
-        self._growing = False
         self._brink.fell(good, bad)
         self._settle(self._brink.value, now)
+        if self._growing:
+            self._growing = False
+            self._since_dive = DIVE_EVERY - 1
         self._reason = f"throughput was lost at {bad}, against {good}"
 
     # ---------------------------------------------------------------- refusals
@@ -493,6 +495,8 @@ class KneeLimit:
             self._value = self._goal
             self._reason = f"refused at {sample.in_flight}"
             self._start_trial(now)
+        elif self._value > ceiling.value:
+            self._value = self._clamp(ceiling.value)  # the one more was one too many
 
     # ---------------------------------------------------------------- the value
 
