@@ -25,7 +25,7 @@ MANY_REFUSED: Final = 3
 """Fewer may be chance."""
 
 PATIENCE: Final = 6.0
-PATIENCE_MAX: Final = 64.0
+PATIENCE_MAX: Final = 128.0
 """Latencies between tries to go beyond the ceiling."""
 
 
@@ -97,7 +97,7 @@ class Ceiling:
         step = min(self.value // 4, 2 ** (self._raised - 1))
         self.value += max(1.0, step)
         self._count_from(now)
-        self._wait(now, PATIENCE)
+        self._wait(now, PATIENCE / self._raised)
 
     def refuse(self, started_at: float, in_flight: int, now: float, limit: int) -> bool:
         """A branch was refused; is the ceiling a new one?"""
