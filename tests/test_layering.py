@@ -29,7 +29,7 @@ TABLE = {
     "L0 words": "_errors _outcomes _util abc",
     "L1 core": """
         _admission _announce _budget _core _endings _explain _foreign _judging _parking _policies
-        _queue _rate _records _retry _rules _tries
+        _queue _rate _records _retry _rules _tries limits
     """,
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """

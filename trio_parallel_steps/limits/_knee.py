@@ -16,8 +16,8 @@
 6. A trial above a good level is over as soon as throughput is surely lost; then the limit stays
    below the `Brink`.
 7. Refusals make a `Ceiling`.  The limit is above it only for one start at a time.
-8. The limit is not raised where it is not reached: to at most three times what was in flight, and
-   not at all after a trial that has not filled it.
+8. The limit is not raised where it is not reached: growing stops at three times what was in
+   flight, and a trial that was not filled is followed by none above.
 """
 
 from __future__ import annotations
@@ -302,10 +302,7 @@ class KneeLimit:
     # ---------------------------------------------------------------- trials
 
     def _climb(self, now: float) -> None:
-        if self._has_room():
-            self._value += 1
-        else:
-            self._goal = self._value
+        self._value += 1
         if self._value == self._goal:
             self._start_trial(now)
 
@@ -335,13 +332,7 @@ class KneeLimit:
             changed = True
         self._brink.held(self._value)
         fit.add(trial.x, trial.y, trial.n, log(self._centre))
-        if (
-            changed
-            or fit.is_stale
-            or not fit.is_solved
-            or abs(surprise) > 2.5
-            or self._move is not _Move.SETTLED
-        ):
+        if changed or fit.is_stale or abs(surprise) > 2.5 or self._move is not _Move.SETTLED:
             fit.solve()
             self._solved_at = None
         if self._solved_at is None or self._solved_at[0] != self._centre:
@@ -396,9 +387,7 @@ class KneeLimit:
         self._base = None
         here = log(goal)
         why = f"the knee is at about {round(goal)}"
-        if not fit.is_solved:
-            pass
-        elif self._since_dive >= self._dive_every and (above := self._dive_from()):
+        if self._since_dive >= self._dive_every and (above := self._dive_from()):
             self._move = _Move.DIVE
             self._dived_from = goal
             self._since_dive = 0
