@@ -393,7 +393,7 @@ class KneeLimit:
             self._since_dive = 0
             goal = above * DIVE_TO
             why = "probe: is less as good?"
-        elif goal > old * 1.02:
+        elif self._clamp(goal + 0.5) > old:
             self._base = log(old), fit.predict(log(old))[0]
         elif goal < old and self._since_probe < PROBE_EVERY:
             why = self._past_the_knee(here)
