@@ -295,9 +295,8 @@ class KneeLimit:
             return
         self._growing = False
         fit.fade(GROWTH_KEPT)
+        self._since_dive = self._dive_every = DIVE_EVERY
         self._settle(level, now)
-        self._dive_every = DIVE_EVERY
-        self._since_dive = DIVE_EVERY - 1
 
     # ---------------------------------------------------------------- trials
 
