@@ -129,7 +129,7 @@ def test_testing_has_its_names_and_no_others() -> None:
 
 LIMITS = """
     Limit Sample Outcome
-    FixedLimit AIMDLimit VegasLimit GradientLimit Gradient2Limit WindowedLimit
+    FixedLimit AIMDLimit VegasLimit GradientLimit Gradient2Limit WindowedLimit KneeLimit
 """
 
 

@@ -12,6 +12,7 @@ from ._aimd import AIMDLimit as AIMDLimit
 from ._fixed import FixedLimit as FixedLimit
 from ._gradient import GradientLimit as GradientLimit
 from ._gradient2 import Gradient2Limit as Gradient2Limit
+from ._knee import KneeLimit as KneeLimit
 from ._sample import Limit as Limit, Outcome as Outcome, Sample as Sample
 from ._vegas import VegasLimit as VegasLimit
 from ._windowed import WindowedLimit as WindowedLimit
