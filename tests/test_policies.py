@@ -1,6 +1,7 @@
 """Does the step go on?  Policies of the package, and a user's own."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -469,3 +470,8 @@ async def test_one_of_the_users_that_fails_is_like_fail_fast_under_move_on_after
 )
 def test_reprs_say_how_they_are_made(policy: Policy, said: str) -> None:
     assert repr(policy) == said
+
+
+def test_what_has_no_name_of_its_own_is_shown_as_it_is() -> None:
+    done = partial(never)
+    assert repr(until(done)) == f"until({done!r})"
