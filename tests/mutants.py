@@ -649,7 +649,7 @@ MUTANTS: Final = (
     Mutant(
         "a grant that comes too late is lost",
         "_limiter.py",
-        "pool.give_back(entrant._token)",
+        "pool.give_back(late)",
         "pass",
         ("test_limiter.py::test_a_grant_that_comes_with_a_cancellation_is_passed_on",),
     ),
@@ -713,7 +713,7 @@ MUTANTS: Final = (
     Mutant(
         "a body that was cancelled from outside is said to have ended by itself",
         "_open.py",
-        "        core.interrupted()\n        core.cut += 1",
+        "        core.interrupted()\n        core.cut = True",
         "        pass",
         ("test_endings.py::test_an_empty_step_that_waits_in_its_body_can_time_out",),
     ),

@@ -417,6 +417,21 @@ def test_a_queue_that_was_left_refers_to_nobody() -> None:
     assert not pool._queue
 
 
+@pytest.mark.parametrize("is_sub_cap", [False, True])
+def test_one_that_has_gone_is_not_kept_once_all_others_have_ended(is_sub_cap: bool) -> None:
+    outer, _ = pool_of(1)
+    pool = Pool(None, 1, parent=outer) if is_sub_cap else outer
+    step = Step(pool)
+    a, b, c = (Waiter(step, name) for name in "abc")
+    for waiter in (a, b, c):
+        pool.enter(waiter, 0)
+    step.drop(c)
+    assert step.end(a) is b
+    step.end(b)
+    assert not pool._queue
+    assert not outer._queue
+
+
 def test_a_sub_cap_that_was_left_is_referred_to_by_none_around_it() -> None:
     outer, _ = pool_of(1)
     pool = Pool(None, 1, parent=outer)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from helpers import (
     BREACHED,
@@ -243,3 +244,15 @@ async def test_a_nested_step_on_the_same_breach_ends_too() -> None:
             breach.trip("all")
     assert nursery.result["nests"].status is BREACHED
     assert_complete(inner[0], "deep")
+
+
+async def test_a_timeout_that_has_not_passed_is_not_why_a_branch_was_stopped(
+    autojump_clock: MockClock,
+) -> None:
+    with pytest.raises(Breached):
+        async with open_branch_nursery() as nursery:
+            nursery.start_soon("a", trio.sleep_forever, timeout=9)
+            await trio.sleep(1)
+            nursery.breach("enough")
+    assert nursery.result["a"].status is BREACHED
+    assert nursery.result["a"].reason == "enough"

@@ -560,6 +560,10 @@ def test_hand_over_from_a_sub_cap_too() -> None:
     inner.end("x")
     assert step.holds("a")
     assert not earlier.goes_on
+    step.end("a")
+    step.end("early")
+    assert fake.is_idle()
+    assert not step.pool._queue  # nor is anyone kept there
 
 
 def test_no_hand_over_by_one_of_another_pool() -> None:
@@ -676,6 +680,20 @@ def test_a_stopped_branch_waits_for_no_token_and_counts_until_it_has_ended(how: 
     for key in list(step.running):
         step.end(key, None if key == "a" or how == "breached" else "value")
     assert fake.is_idle()
+
+
+def test_a_step_knows_of_a_stop_of_any_branch_around_it() -> None:
+    step = Fake().step(3)
+    step.start("a")
+    inner = step.nest("a")
+    inner.start("b")
+    innermost = inner.nest("b")
+    assert not innermost.core.is_stopped_further_out()
+    step.core.cancel(step["a"], "why")
+    assert inner.core.is_stopped_further_out()
+    assert innermost.core.is_stopped_further_out()
+    cleanup = step.nest("a")  # who opens one now, means it
+    assert not cleanup.core.is_stopped_further_out()
 
 
 def test_a_stopped_branch_that_goes_on_counts_with_its_weight() -> None:

@@ -1,6 +1,7 @@
 """Does the step go on?  Policies of the package, and a user's own."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from trio_parallel_steps import (
     Decision,
     Policy,
     StepResult,
+    StepTimeout,
     Tally,
     open_branch_nursery,
     quorum,
@@ -456,6 +458,26 @@ async def test_one_of_the_users_that_fails_is_like_fail_fast_under_move_on_after
     assert caught.value.exceptions == (error,)
 
 
+async def test_what_a_policy_of_the_users_own_lets_pass_is_not_shown_by_a_later_stop(
+    autojump_clock: MockClock,
+) -> None:
+    class GoesOn:
+        def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
+            return Decision.GO_ON
+
+    early, late = ValueError("early"), ValueError("cleanup")
+
+    async def fail_early() -> None:
+        raise early
+
+    with pytest.raises(StepTimeout) as caught:
+        async with open_branch_nursery(policy=GoesOn(), fail_after=1) as nursery:
+            nursery.start_soon("early", fail_early)
+            nursery.start_soon("late", fail_when_stopped, late)
+    assert isinstance(caught.value.__cause__, BranchErrors)
+    assert caught.value.__cause__.exceptions == (late,)
+
+
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
@@ -469,3 +491,8 @@ async def test_one_of_the_users_that_fails_is_like_fail_fast_under_move_on_after
 )
 def test_reprs_say_how_they_are_made(policy: Policy, said: str) -> None:
     assert repr(policy) == said
+
+
+def test_what_has_no_name_of_its_own_is_shown_as_it_is() -> None:
+    done = partial(never)
+    assert repr(until(done)) == f"until({done!r})"

@@ -866,15 +866,15 @@ async def test_one_that_ends_between_tries_leaves_those_in_flight_as_they_are(
     async with open_branch_nursery(3, policy=COLLECT) as nursery:
         for key in ("a", "b"):
             nursery.start_soon(key, Flaky(), retry=evenly(every=5))
-        for key in ("c", "d"):
-            nursery.start_soon(key, trio.sleep, 4)
+        d = nursery.start_soon("d", trio.sleep, 4)
+        nursery.start_soon("c", d.wait)
         await trio.sleep(2)
         nursery["a"].cancel()
         nursery["b"].cancel()
         statistics = nursery.statistics()
         assert (statistics.queued, statistics.running, statistics.ended) == (0, 2, 2)
         core: Any = nursery._core
-        assert (core.running, core.parked) == (2, 0)
+        assert (core.running, core.parked) == (2, 1)
     assert [nursery.result[key].status for key in "abcd"] == [CANCELLED] * 2 + [SUCCEEDED] * 2
 
 

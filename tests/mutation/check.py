@@ -202,7 +202,7 @@ class Runner:
             _be_quiet()
             resource.setrlimit(resource.RLIMIT_AS, (GIGABYTES << 30, GIGABYTES << 30))
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-            signal.alarm(20 * limit)
+            signal.alarm(3 * limit)
             mutant.install()
             code = KILLED
             if self._pass(items):
