@@ -197,7 +197,8 @@ def plot(examined: Sequence[Examined], caption: str, file: Path) -> None:
 
 def caption(report: Report, number: int) -> str:
     ran = f"bench_http.py --rounds {report.options.rounds} --requests {number}"
-    return "; ".join((ran, *(report.machine[of] for of in ("date", "cpu", "os", "python"))))
+    where = "; ".join(report.machine[of] for of in ("date", "cpu", "os", "python"))
+    return f"{ran}\n{where}"
 
 
 # ---------------------------------------------------------------- the command

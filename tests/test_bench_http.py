@@ -1,6 +1,6 @@
 """The benchmark of HTTP services measures what it says: services in virtual time stand in."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import httpx
@@ -15,7 +15,7 @@ from trio_parallel_steps.limits import FixedLimit
 SERVICE = Service("served", 10, 0.1)
 N = 100
 
-Answer = Callable[[trio.CapacityLimiter], Awaitable[httpx.Response]]
+Answer = Callable[[trio.CapacityLimiter], Coroutine[None, None, httpx.Response]]
 
 
 async def pooled(workers: trio.CapacityLimiter) -> httpx.Response:
