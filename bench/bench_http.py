@@ -168,7 +168,6 @@ def plot(examined: Sequence[Examined], caption: str, file: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(5 * len(examined), 7.5), layout="constrained")
     figure.suptitle(caption, fontsize=8)
     columns = figure.subplots(2, len(examined), squeeze=False).T
@@ -192,7 +191,8 @@ def plot(examined: Sequence[Examined], caption: str, file: Path) -> None:
             axis.set_ticks(which, [str(value) for value in which])
             axis.set_ticks([], minor=True)
     columns[0][0].legend(fontsize=8)
-    figure.savefig(file)
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(file)
 
 
 def caption(report: Report, number: int) -> str:
