@@ -53,7 +53,7 @@ class Report:
     quick: bool
     options: argparse.Namespace
     _json: Path | None
-    _machine: Mapping[str, str]
+    machine: Mapping[str, str]
     _tables: list[Table] = attrs.field(factory=list)
 
     def add(self, table: Table) -> None:
@@ -68,7 +68,7 @@ class Report:
         content[self.name] = {
             "question": self.question,
             "quick": self.quick,
-            "machine": self._machine,
+            "machine": self.machine,
             "tables": [attrs.asdict(table) for table in self._tables],
         }
         self._json.write_text(json.dumps(content, indent=1) + "\n")

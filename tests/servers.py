@@ -221,7 +221,13 @@ def postgres_server() -> Iterator[str]:
             env={**os.environ, "LC_ALL": "C"},
             **_as_user(user),
         )
-        settings = {"listen_addresses": "", "unix_socket_directories": home, "fsync": "off"}
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": home,
+            "fsync": "off",
+            # Clients that can't cancel a query in seconds close the connection: then it ends too.
+            "client_connection_check_interval": "100ms",
+        }
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         with serving(
             [postgres, "-D", cluster, *options],

@@ -229,6 +229,36 @@ def test_a_quota_that_was_lowered_is_obeyed() -> None:
     assert fmean(again.limits_after(again.seconds / 2)) < 14
 
 
+@pytest.mark.parametrize("refused_first", [1, 2, 7, 13])
+def test_a_quota_is_found_though_those_who_start_together_come_in_any_order(
+    refused_first: int,
+) -> None:
+    limit = KneeLimit(16)
+    order = [refused_first, *(n for n in range(1, 17) if n != refused_first)]
+    for in_flight in order[:4]:
+        limit.on_sample(Sample(0.0, 0.01, in_flight, Outcome.DROPPED))
+    assert limit.value == max(1, refused_first - 1)
+    for in_flight in order[4:]:
+        limit.on_sample(Sample(0.0, 0.2, in_flight, Outcome.OK))
+    assert limit.value == 12
+    assert refused_first == 13 or limit.reason == "more got through than was thought"
+
+
+def test_only_the_first_refusal_is_corrected_by_those_who_got_through() -> None:
+    ceiling = Ceiling()
+    assert not ceiling.survived(0.0)  # nothing was refused
+    assert ceiling.refuse(0.0, 3, 0.1, 8)
+    assert [ceiling.survived(0.0) for _ in range(4)] == [False, False, True, True]
+    assert ceiling.value == 4
+    assert not ceiling.survived(0.2)  # started after the cut
+    for _ in range(8):
+        ceiling.succeeded(0.3, 0.1)
+    assert [ceiling.refuse(0.2, 1, 0.4, 4) for _ in range(3)] == [False, False, True]
+    cut = ceiling.value
+    assert not any(ceiling.survived(0.2) for _ in range(9))
+    assert ceiling.value == cut
+
+
 def test_a_few_drops_at_random_do_not_starve_it() -> None:
     found = run(KneeLimit(), queue(20), drops=0.02, n=8000)
     assert fmean(found.limits_after(found.seconds / 2)) > 14

@@ -211,7 +211,7 @@ class Runner:
             os._exit(code)
 
     def _pass(self, items: Sequence[pytest.Item]) -> bool:
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in zip(items, (*items[1:], None), strict=False):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self._failed:
                 return False
@@ -309,7 +309,8 @@ def main() -> str | None:
         print(f"{module:12}", *(f"{counts[how][module]:>9}" for how in counts))  # noqa: T201
     figures = {how: len(some) for how, some in table.items()}
     print(f"{'in all':12}", *(f"{number:>9}" for number in figures.values()))  # noqa: T201
-    importlib.import_module("figures").add("mutmut", **figures)
+    if patterns == ["*"]:
+        importlib.import_module("figures").add("mutmut", **figures)
     tested = figures["killed"] + figures["survived"]
     return None if figures["killed"] >= GOAL * tested else f"tests kill fewer than {GOAL:.0%}"
 

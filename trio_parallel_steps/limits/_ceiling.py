@@ -7,7 +7,9 @@
 3. Refusals at or below the ceiling are borne while they are few, as a rate limit's are when
    concurrency is just above what it lets pass.  When they are many the ceiling becomes what did get
    through: by Little's law the mean number in flight is the sum of latencies over the time passed.
-4. What had started before a cut says nothing about what the cut has left.
+4. What had started before a cut says nothing about what the cut has left, but for the first: of
+   those who start together any may come first, whatever they were told, so that the ceiling is no
+   less than how many were in flight then and did get through.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Ceiling:
         "_refused",
         "_since",
         "_succeeded",
+        "_survived",
         "_wait_for",
         "_wait_from",
         "value",
@@ -59,6 +62,7 @@ class Ceiling:
         self._probing = False
         self._raised = 0  # times in a row
         self._cut_at = -inf
+        self._survived: int | None = None  # of those in flight at the first cut
         self._count_from(0.0)
 
     def _count_from(self, now: float) -> None:
@@ -77,6 +81,16 @@ class Ceiling:
     def accepts(self, started_at: float, in_flight: int) -> bool:
         """Did a branch that succeeded start beyond the ceiling?"""
         return in_flight > self.value and started_at > self._cut_at
+
+    def survived(self, started_at: float) -> bool:
+        """A branch got through; was the first cut too deep?"""
+        if self._survived is None or started_at > self._cut_at:
+            return False
+        self._survived += 1
+        if self._survived <= self.value:
+            return False
+        self.value = float(self._survived)
+        return True
 
     def is_due(self, now: float) -> bool:
         """Is it time to try one more?"""
@@ -103,7 +117,8 @@ class Ceiling:
         """A branch was refused; is the ceiling a new one?"""
         if started_at <= self._cut_at:
             return False
-        if self.value == inf:
+        first = self.value == inf
+        if first:
             allowed = min(in_flight, MANY) - 1.0
         elif in_flight > self.value:
             self._back_off(now)
@@ -120,6 +135,7 @@ class Ceiling:
             return False
         self.value = max(1.0, allowed)
         self._cut_at = now
+        self._survived = 0 if first else None
         self._raised = 0
         self._patience = PATIENCE
         self._count_from(now)

@@ -468,6 +468,11 @@ class KneeLimit:
             self._set(self._goal, "what was refused is accepted now")
             self._centre = float(self._value)
             self._start_trial(now)
+        elif ceiling.survived(sample.started_at):
+            self._goal = self._clamp(ceiling.value)
+            self._set(self._goal, "more got through than was thought")
+            self._centre = float(self._value)
+            self._start_trial(now)
         elif ceiling.value <= self._value < min(self._want, self._max) and ceiling.is_due(now):
             ceiling.try_one(now)
             self._set(self._value + 1, "probe: is one more accepted?")
