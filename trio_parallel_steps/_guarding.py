@@ -7,7 +7,7 @@
    queued again, or parked.
 4. Branches are shed one at a time: the lowest priority first, of these the newest, and never the
    only one.  The next is not told to stop before the last is out and its memory could come back.
-   A branch that was shed is queued again, as a new try, once memory is back.
+   A branch that was shed is queued again, as a new try, once memory is back, or none runs.
 5. One that has been shed ALONE times runs alone.
 """
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ._records import RUNNING, Cause
 from ._resources import PressureAction, PressureLevel
 from ._retry import Retry
-from ._tries import queue_again, to_queue
+from ._tries import Tries, give_up_in_time, queue_again, to_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,9 +69,10 @@ class Guarding:
         self._alone: Record | None = None
         self._settled_at: float = 0.0  # after the last that was shed
 
-    @property
-    def sheds(self) -> bool:
-        return self.guards.limits.action is PressureAction.SHED
+    def submitted(self, record: Record) -> None:
+        if self.guards.limits.action is PressureAction.SHED and record._tries is None:
+            assert record._context is not None
+            record._tries = Tries(NEVER, record._context.copy())
 
     def reserve(self, record: Record, memory_mb: float) -> None:
         self._reserved[record] = memory_mb
@@ -170,7 +171,7 @@ class Guarding:
             self._shrink()
         if self.guards.acts:
             self._act(pressure, reading.at)
-        if self.guards.is_memory_back:
+        if self.guards.is_memory_back or len(self._leaves) <= step.parked:
             self._queue_again()
         self.look()
         return self.guards.interval()
@@ -197,8 +198,10 @@ class Guarding:
         ]
         if len(running) > 1:
             chosen = min(running, key=lambda record: record._priority)
-            self._shedding = chosen
-            self._step.tell_to_stop(chosen, Cause.SHED, f"shed: {reason}")
+            self._step.notice_late(chosen)
+            if chosen._cause is None and self._step.cause is None:
+                self._shedding = chosen
+                self._step.tell_to_stop(chosen, Cause.SHED, f"shed: {reason}")
 
     def shed(self, record: Record) -> None:
         """It is out: queue it again, once memory is back."""
@@ -206,6 +209,7 @@ class Guarding:
         assert tries is not None
         tries.shed += 1
         to_queue(self._step, record)
+        give_up_in_time(self._step, record)
         self._shed[record] = None
         self.tried(record)
         if self._step.observers:
