@@ -247,6 +247,46 @@ def test_without_limits_a_reservation_is_held_to_what_the_machine_has(driver: Dr
 
 
 @EVERY_DRIVER
+def test_beside_limits_of_other_things_a_reservation_counts_too(driver: Driver) -> None:
+    host = Scope("host", 0, LIMIT, is_host=True)
+
+    async def main(world: World) -> None:
+        with measured_by(Machine(100, host=host, cpu_percent=1)):
+            limits = ResourceLimits(max_cpu_percent=90)
+            async with open_branch_nursery(10, resources=limits) as nursery:
+                for key in range(3):
+                    nursery.start_soon(key, world.sleep, 1, memory_mb=400)
+                nursery.start_soon("free", world.sleep, 1)
+                await world.sleep(0.5)
+                assert started(nursery, *range(3), "free") == [0, 1, "free"]
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_who_waits_for_a_token_needs_leave_anew(driver: Driver) -> None:
+    """A heavy one, at the head of the queue when the guards begin to hold."""
+    machine = Machine(10, cpu_percent=1.0)
+
+    async def main(world: World) -> None:
+        limits = ResourceLimits(max_cpu_percent=50)
+        with measured_by(machine):
+            async with open_branch_nursery(3, resources=limits) as nursery:
+                nursery.start_soon("first", world.sleep, 3)
+                nursery.start_soon("second", world.sleep, 5)
+                nursery.start_soon("heavy", world.sleep, 1, weight=2)
+                await world.sleep(1)
+                machine.others["cpu_percent"] = 60.0
+                await world.sleep(3)
+                assert started(nursery, "first", "second", "heavy") == ["first", "second"]
+                assert nursery.explain() == {"heavy": "paused: cpu"}
+                await world.sleep(2)
+                assert started(nursery, "heavy")
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_what_ends_before_it_began_gives_its_reservation_back(driver: Driver) -> None:
     async def main(world: World) -> None:
         with measured_by(Machine(0)):
@@ -603,7 +643,7 @@ def test_a_timeout_that_has_passed_comes_before_a_shed(driver: Driver) -> None:
 
     async def main(world: World) -> None:
         async def busy() -> None:
-            while world.now() < began + 4:  # noqa: ASYNC110
+            while world.now() < began + 4:
                 await world.sleep(0.1)
             await world.forever()
 

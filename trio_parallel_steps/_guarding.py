@@ -1,7 +1,8 @@
 """A step under guards: what they hold, what they shed, when they stop it.
 
 1. A branch is admitted only with leave of the guards, which counts from then on as if it ran.
-   Without it, it is set aside, and is in nobody's way.
+   Without it, it is set aside, and is in nobody's way.  Who still waits for a token when guards
+   begin to hold needs it anew.
 2. One branch may always run: while none does that is not parked, the best gets leave.
 3. What was set aside is looked through when a reading has come, and when a branch has ended, or is
    queued again, or parked.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from ._records import RUNNING, Cause
+from ._records import QUEUED, RUNNING, Cause
 from ._resources import PressureAction, PressureLevel
 from ._retry import Retry
 from ._tries import Tries, give_up_in_time, queue_again, to_queue
@@ -59,7 +60,7 @@ class Guarding:
         self.hasten: Callable[[], object]  # the sampler's
         self.leave: Callable[[], object]  # no more readings
         self._step: StepCore = step
-        self._leaves: dict[Record, Ticket | None] = {}  # in the order in which they were given
+        self._leaves: dict[Record, Ticket] = {}  # in the order in which they were given
         self._reserved: dict[Record, float] = {}  # megabytes
         # Of those that are to run alone, of the others that reserve memory, and of the rest: the
         # first keep all others waiting, of the others one kind does not wait for the other.
@@ -167,6 +168,8 @@ class Guarding:
         if step.observers and (before is None or before.levels != pressure.levels):
             step.tell("pressure_changed", step.handle, pressure)
         was = PressureLevel.OK if before is None else before.level
+        if was < PressureLevel.HOLD <= pressure.level:
+            self._take_leave_back()
         if was < PressureLevel.SHRINK <= pressure.level:
             self._shrink()
         if self.guards.acts:
@@ -175,6 +178,20 @@ class Guarding:
             self._queue_again()
         self.look()
         return self.guards.interval()
+
+    def _take_leave_back(self) -> None:
+        """Of who still waits for a token."""
+        waiting = [
+            record
+            for record in self._leaves
+            if record.status is QUEUED and record._entry is not None
+        ]
+        for record in waiting:
+            self.guards.ended(self._leaves.pop(record))
+            if record is self._alone:
+                self._alone = None
+        if waiting:
+            self._step.pool.unblock()
 
     def _shrink(self) -> None:
         step = self._step
