@@ -447,3 +447,20 @@ def test_a_class_is_no_limit() -> None:
     wrong: Any = Told
     with pytest.raises(TypeError, match="a Limit or a limiter, got <class"):
         open_branch_nursery(wrong)
+
+
+@EVERY_DRIVER
+def test_what_is_stopped_between_two_tries_is_not_in_flight(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        limiter = BranchLimiter(Told(2))
+        retry = Retry(ValueError, wait_initial=10, wait_max=10)
+        async with open_branch_nursery(limiter, policy=COLLECT) as nursery:
+            nursery.start_soon("a", world.fail, 1, retry=retry)
+            nursery.start_soon("b", world.sleep, 5)
+            await world.sleep(2)
+            nursery.cancel("a")
+            pool: Any = limiter._pool
+            assert pool.meter.in_flight == 1
+        assert pool.meter.in_flight == 0
+
+    driver(main)

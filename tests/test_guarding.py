@@ -22,6 +22,7 @@ from trio_parallel_steps import (
     ResourceLimits,
     Retry,
     abc,
+    map_branches,
     open_branch_nursery,
     run_branches,
 )
@@ -241,6 +242,46 @@ def test_without_limits_a_reservation_is_held_to_what_the_machine_has(driver: Dr
                     nursery.start_soon(key, world.sleep, 1, memory_mb=400)
                 await world.sleep(0.5)
                 assert started(nursery, *range(3)) == [0, 1]
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_beside_limits_of_other_things_a_reservation_counts_too(driver: Driver) -> None:
+    host = Scope("host", 0, LIMIT, is_host=True)
+
+    async def main(world: World) -> None:
+        with measured_by(Machine(100, host=host, cpu_percent=1)):
+            limits = ResourceLimits(max_cpu_percent=90)
+            async with open_branch_nursery(10, resources=limits) as nursery:
+                for key in range(3):
+                    nursery.start_soon(key, world.sleep, 1, memory_mb=400)
+                nursery.start_soon("free", world.sleep, 1)
+                await world.sleep(0.5)
+                assert started(nursery, *range(3), "free") == [0, 1, "free"]
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_who_waits_for_a_token_needs_leave_anew(driver: Driver) -> None:
+    """A heavy one, at the head of the queue when the guards begin to hold."""
+    machine = Machine(10, cpu_percent=1.0)
+
+    async def main(world: World) -> None:
+        limits = ResourceLimits(max_cpu_percent=50)
+        with measured_by(machine):
+            async with open_branch_nursery(3, resources=limits) as nursery:
+                nursery.start_soon("first", world.sleep, 3)
+                nursery.start_soon("second", world.sleep, 5)
+                nursery.start_soon("heavy", world.sleep, 1, weight=2)
+                await world.sleep(1)
+                machine.others["cpu_percent"] = 60.0
+                await world.sleep(3)
+                assert started(nursery, "first", "second", "heavy") == ["first", "second"]
+                assert nursery.explain() == {"heavy": "paused: cpu"}
+                await world.sleep(2)
+                assert started(nursery, "heavy")
 
     driver(main)
 
@@ -520,6 +561,102 @@ def test_a_try_that_was_shed_is_none_of_the_retrys(driver: Driver) -> None:
                 machine.working_set_mb = 10
         assert nursery.result["b"].attempts == 3
         assert nursery.result["b"].success
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_a_maps_branches_are_shed_too(driver: Driver) -> None:
+    machine = Machine(10)
+    tries: list[int] = []
+
+    async def main(world: World) -> None:
+        async def work(item: int) -> int:
+            tries.append(item)
+            await world.sleep(20)
+            return item
+
+        with measured_by(machine):
+            async with map_branches(work, range(2), 2, resources=SHED) as results:
+                await world.sleep(3)
+                machine.working_set_mb = 990
+                await world.sleep(1.1)
+                machine.working_set_mb = 10
+                assert {result.output async for result in results} == {0, 1}
+        assert tries == [0, 1, 1]
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_one_that_was_shed_may_run_once_none_does(driver: Driver) -> None:
+    """Though memory never comes back."""
+    machine = Machine(10)
+
+    async def main(world: World) -> None:
+        with measured_by(machine):
+            async with open_branch_nursery(10, resources=SHED) as nursery:
+                nursery.start_soon("a", world.sleep, 10, priority=1)
+                nursery.start_soon("b", world.sleep, 10)
+                await world.sleep(3)
+                machine.working_set_mb = 990
+        assert nursery.result.outputs == dict.fromkeys("ab")
+        assert nursery.result["b"].attempts == 2
+
+    driver(main)
+
+
+@pytest.mark.parametrize("memory", ["back", "not back"])
+@EVERY_DRIVER
+def test_one_that_was_shed_is_given_up_after_its_retrys_timeout(
+    driver: Driver, memory: str
+) -> None:
+    machine = Machine(10)
+
+    async def main(world: World) -> None:
+        began = world.now()
+        retry = Retry(ValueError, timeout=10)
+        with measured_by(machine):
+            async with open_branch_nursery(2, resources=SHED, policy=COLLECT) as nursery:
+                nursery.start_soon("a", world.sleep, 50, priority=1)
+                nursery.start_soon("b", world.sleep, 50, retry=retry)
+                await world.sleep(3)
+                nursery.start_soon("c", world.sleep, 50, priority=1)
+                machine.working_set_mb = 990
+                await world.sleep(1.1)
+                if memory == "back":
+                    machine.working_set_mb = 10
+        ended = nursery.result["b"]
+        assert ended.status.value == "timed_out"
+        assert ended.reason == "shed, and not tried again within 10 s"
+        assert str(ended.exception) == "'b' was shed, and not tried again within 10 s"
+        assert 10 <= ended.ended_at - began < 12
+        assert ended.attempts == 1
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_a_timeout_that_has_passed_comes_before_a_shed(driver: Driver) -> None:
+    """In the same instant: the reading is told before the timeout is."""
+    machine = Machine(10)
+
+    async def main(world: World) -> None:
+        async def busy() -> None:
+            while world.now() < began + 4:
+                await world.sleep(0.1)
+            await world.forever()
+
+        with measured_by(machine):
+            async with open_branch_nursery(10, resources=SHED, policy=COLLECT) as nursery:
+                began = world.now()
+                nursery.start_soon("a", world.sleep, 20, priority=1)
+                await world.sleep(3)
+                nursery.start_soon("b", busy, timeout=1)
+                await world.sleep(0.95)
+                machine.working_set_mb = 990
+        assert nursery.result["b"].status.value == "timed_out"
+        assert nursery.result["b"].attempts == 1
 
     driver(main)
 

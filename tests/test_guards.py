@@ -330,13 +330,15 @@ def test_another_guard_holds_what_has_reserved_too() -> None:
     assert guards.held_by() is None
 
 
-def test_without_a_memory_guard_there_is_nothing_to_count() -> None:
+def test_without_a_memory_guard_only_reservations_count() -> None:
     guards = Guards(ResourceLimits(max_cpu_percent=50))
-    guards.judge(Reading(working_set_mb=1e6))
-    ticket = guards.admitted(1e6)
-    assert ticket is None
-    assert guards.held_by(1e6) is None
+    guards.judge(Reading(working_set_mb=100, host=Scope("host", 100, 1000, is_host=True)))
+    assert guards.held_by(700) is None
+    ticket = guards.admitted(700)
+    assert guards.held_by(100) == "memory"
+    assert guards.held_by() is None
     guards.ended(ticket)
+    assert guards.held_by(100) is None
 
 
 def test_reservations_count_without_a_limit_of_the_users() -> None:

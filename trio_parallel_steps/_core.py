@@ -185,6 +185,8 @@ class StepCore:
         if self.join is not None:
             self.join.begin()  # if it is over already, or had nothing to wait for
         admissible = self.cause is None
+        if self.guarding is not None:
+            self.guarding.submitted(record)
         if admissible:
             if self.rules is not None:
                 self.rules.submitted(record)
@@ -261,6 +263,7 @@ class StepCore:
     def stopped(self, record: Record, now: float) -> Record | None:
         """Only Cancelled came out of it (or what no one collects: a KeyboardInterrupt)."""
         if record._cause is Cause.SHED:
+            self._notice()
             if self.cause is None:
                 return self._shed(record, now)
             record._cause = None

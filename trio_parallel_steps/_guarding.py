@@ -1,13 +1,14 @@
 """A step under guards: what they hold, what they shed, when they stop it.
 
 1. A branch is admitted only with leave of the guards, which counts from then on as if it ran.
-   Without it, it is set aside, and is in nobody's way.
+   Without it, it is set aside, and is in nobody's way.  Who still waits for a token when guards
+   begin to hold needs it anew.
 2. One branch may always run: while none does that is not parked, the best gets leave.
 3. What was set aside is looked through when a reading has come, and when a branch has ended, or is
    queued again, or parked.
 4. Branches are shed one at a time: the lowest priority first, of these the newest, and never the
    only one.  The next is not told to stop before the last is out and its memory could come back.
-   A branch that was shed is queued again, as a new try, once memory is back.
+   A branch that was shed is queued again, as a new try, once memory is back, or none runs.
 5. One that has been shed ALONE times runs alone.
 """
 
@@ -16,10 +17,10 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from ._records import RUNNING, Cause
+from ._records import QUEUED, RUNNING, Cause
 from ._resources import PressureAction, PressureLevel
 from ._retry import Retry
-from ._tries import queue_again, to_queue
+from ._tries import Tries, give_up_in_time, queue_again, to_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,7 @@ class Guarding:
         self.hasten: Callable[[], object]  # the sampler's
         self.leave: Callable[[], object]  # no more readings
         self._step: StepCore = step
-        self._leaves: dict[Record, Ticket | None] = {}  # in the order in which they were given
+        self._leaves: dict[Record, Ticket] = {}  # in the order in which they were given
         self._reserved: dict[Record, float] = {}  # megabytes
         # Of those that are to run alone, of the others that reserve memory, and of the rest: the
         # first keep all others waiting, of the others one kind does not wait for the other.
@@ -69,9 +70,10 @@ class Guarding:
         self._alone: Record | None = None
         self._settled_at: float = 0.0  # after the last that was shed
 
-    @property
-    def sheds(self) -> bool:
-        return self.guards.limits.action is PressureAction.SHED
+    def submitted(self, record: Record) -> None:
+        if self.guards.limits.action is PressureAction.SHED and record._tries is None:
+            assert record._context is not None
+            record._tries = Tries(NEVER, record._context.copy())
 
     def reserve(self, record: Record, memory_mb: float) -> None:
         self._reserved[record] = memory_mb
@@ -166,14 +168,30 @@ class Guarding:
         if step.observers and (before is None or before.levels != pressure.levels):
             step.tell("pressure_changed", step.handle, pressure)
         was = PressureLevel.OK if before is None else before.level
+        if was < PressureLevel.HOLD <= pressure.level:
+            self._take_leave_back()
         if was < PressureLevel.SHRINK <= pressure.level:
             self._shrink()
         if self.guards.acts:
             self._act(pressure, reading.at)
-        if self.guards.is_memory_back:
+        if self.guards.is_memory_back or len(self._leaves) <= step.parked:
             self._queue_again()
         self.look()
         return self.guards.interval()
+
+    def _take_leave_back(self) -> None:
+        """Of who still waits for a token."""
+        waiting = [
+            record
+            for record in self._leaves
+            if record.status is QUEUED and record._entry is not None
+        ]
+        for record in waiting:
+            self.guards.ended(self._leaves.pop(record))
+            if record is self._alone:
+                self._alone = None
+        if waiting:
+            self._step.pool.unblock()
 
     def _shrink(self) -> None:
         step = self._step
@@ -197,8 +215,10 @@ class Guarding:
         ]
         if len(running) > 1:
             chosen = min(running, key=lambda record: record._priority)
-            self._shedding = chosen
-            self._step.tell_to_stop(chosen, Cause.SHED, f"shed: {reason}")
+            self._step.notice_late(chosen)
+            if chosen._cause is None and self._step.cause is None:
+                self._shedding = chosen
+                self._step.tell_to_stop(chosen, Cause.SHED, f"shed: {reason}")
 
     def shed(self, record: Record) -> None:
         """It is out: queue it again, once memory is back."""
@@ -206,6 +226,7 @@ class Guarding:
         assert tries is not None
         tries.shed += 1
         to_queue(self._step, record)
+        give_up_in_time(self._step, record)
         self._shed[record] = None
         self.tried(record)
         if self._step.observers:

@@ -159,12 +159,11 @@ class Guards:
     def __init__(self, limits: ResourceLimits, *, watches_memory: bool = False) -> None:
         self.limits = limits
         self.pressure: Pressure | None = None  # by the last reading
-        self._allowance: Allowance | None = None
+        self._allowance = Allowance(ramps=limits.limits_memory)
         self._guards: dict[str, tuple[Guard, Look]] = {}
         self._interval = OFTEN
         acts = limits.action is not PressureAction.HOLD
         if limits.limits_memory or watches_memory:
-            self._allowance = Allowance(ramps=limits.limits_memory)
             self._guards["memory"] = Guard(MEMORY), _memory
             self._guards["memory stalls"] = Guard(STALLS), _stalls
         if limits.max_cpu_percent is not None:
@@ -185,7 +184,7 @@ class Guards:
                 worst = max(worst, (levels[name], load, f"{name}: {words}"))
         level, load, reason = worst
         self._measure(reading)
-        ramps = self._allowance is not None and self._allowance.is_ramping
+        ramps = self._allowance.is_ramping
         is_slow = "cpu" not in levels and "loop lag" not in levels and not ramps
         self._interval = SELDOM if is_slow and not level and load < NEAR else OFTEN
         self.pressure = Pressure(
@@ -204,7 +203,7 @@ class Guards:
     def _measure(self, reading: Reading) -> None:
         seen = reading.working_set_mb
         bounds = tuple(memory_bounds(self.limits, reading))
-        if self._allowance is None or seen is None or not bounds:
+        if seen is None or not bounds:
             return
         self._allowance.measured(
             reading.at,
@@ -246,15 +245,14 @@ class Guards:
             reserved = memory_mb and name == "memory"
             if level >= (PressureLevel.STOP if reserved else PressureLevel.HOLD):
                 return name
-        if self._allowance is not None and not self._allowance.may_admit(memory_mb):
-            return "memory"
+        if memory_mb or "memory" in self._guards:
+            return None if self._allowance.may_admit(memory_mb) else "memory"
         return None
 
-    def admitted(self, memory_mb: float = 0.0) -> Ticket | None:
+    def admitted(self, memory_mb: float = 0.0) -> Ticket:
         """One was: keep what this returns, for `ended`."""
-        return None if self._allowance is None else self._allowance.admitted(memory_mb)
+        return self._allowance.admitted(memory_mb)
 
-    def ended(self, ticket: Ticket | None) -> None:
+    def ended(self, ticket: Ticket) -> None:
         """It is over, or queued again."""
-        if self._allowance is not None and ticket is not None:
-            self._allowance.ended(ticket)
+        self._allowance.ended(ticket)

@@ -14,7 +14,6 @@ import attrs
 from ._branch import Branch, enclosing_branch, new_branch, parking_event
 from ._explain import explain
 from ._guarded import guard
-from ._guarding import NEVER
 from ._limiter import check_weighs
 from ._parking import check_no_circle
 from ._records import Cause
@@ -154,13 +153,10 @@ class BranchNursery(metaclass=NoPublicConstructor):
         context = contextvars.copy_context()
         core = self._core
         branch = new_branch(core, key, async_fn, args, priority, weight, timeout, context, now)
-        guarding = core.guarding
         if retry is not None:
             branch._tries = Tries(retry, context.copy())
-        elif guarding is not None and guarding.sheds:
-            branch._tries = Tries(NEVER, context.copy())
-        if memory_mb and guarding is not None:
-            guarding.reserve(branch, memory_mb)
+        if memory_mb and core.guarding is not None:
+            core.guarding.reserve(branch, memory_mb)
         core.submit(branch)
         return branch
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import _parking as parking
 from ._errors import TooSlowError
-from ._records import FAILED, QUEUED, Cause
+from ._records import FAILED, QUEUED, TIMED_OUT, Cause
 
 # What may have told a try to stop, and it is tried again all the same.
 TRIED_AFTER: Final = (None, Cause.TIMEOUT, Cause.SHED)
@@ -96,19 +96,28 @@ def to_queue(step: StepCore, record: Record) -> None:
 
 
 def queue_again(step: StepCore, record: Record) -> None:
+    give_up_in_time(step, record)
+    step.pool.enter(record, step.depth)
+
+
+def give_up_in_time(step: StepCore, record: Record) -> None:
+    """Unless it is tried again before."""
     tries = record._tries
     assert tries is not None
     assert record.started_at is not None
-    tries.timer = None
+    tries.stop_timer()
     if tries.retry.timeout != inf:
         until = record.started_at + tries.retry.timeout
         tries.timer = step.run.call_at(until, lambda: give_up(step, record))
-    step.pool.enter(record, step.depth)
 
 
 def give_up(step: StepCore, record: Record) -> None:
     tries = record._tries
     if tries is not None and record.status is QUEUED:
+        if tries.error is None:  # it was shed, and has not failed yet
+            record._reason = f"shed, and not tried again within {tries.retry.timeout} s"
+            tries.error = TooSlowError(f"{record.key!r} was {record._reason}")
+            tries.status = TIMED_OUT
         step.failed += 1
         end_between(step, record, tries.status, step.host.now())
 
@@ -120,5 +129,7 @@ def end_between(step: StepCore, record: Record, status: BranchStatus, now: float
     token, record._token = record._token, None
     step.running += 1
     step.parked += 1
+    for meter in step.meters:
+        meter.in_flight += record._weight
     step.ran_between(record, status, now)
     record._token = token  # granted already: passed on once its place comes up

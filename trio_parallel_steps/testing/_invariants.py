@@ -35,9 +35,10 @@ from ._recorder import Left, Recorder, Seen
 ENDED: Final = frozenset(BranchStatus) - {BranchStatus.QUEUED, BranchStatus.RUNNING}
 STOPPED: Final = (BranchStatus.CANCELLED, BranchStatus.TIMED_OUT, BranchStatus.BREACHED)
 
-# Each try is queued and started; who is stopped between two tries, or before the first, is not.
-IN_ORDER: Final = re.compile("q(sq)*s?e")
-AGAIN: Final = re.compile("(q(sq)*s?e)+")  # a map's keys are unique while it has not forgotten them
+# Each try is queued and started, and may be shed; who is stopped between two tries, or before the
+# first, is not started.
+IN_ORDER: Final = re.compile("q(sh?q)*(sh?)?e")
+AGAIN: Final = re.compile(f"({IN_ORDER.pattern})+")  # a map's keys may come again, once forgotten
 
 
 class InvariantBroken(AssertionError):
@@ -149,7 +150,7 @@ def _ending(seen: Seen, key: Any, ended: StepResult[Any]) -> Iterator[tuple[int,
 def _order(seen: Seen, key: Any) -> Iterator[tuple[int, str]]:
     told = seen.told.get(key, "")
     if not IN_ORDER.fullmatch(told.replace("c", "")) or told.count("c") > 1:
-        names = {"q": "queued", "s": "started", "e": "ended", "c": "cancel_requested"}
+        names = {"q": "queued", "s": "started", "e": "ended", "c": "cancel_requested", "h": "shed"}
         yield 10, f"was told of out of order, or more than once: {[names[each] for each in told]}"
 
 

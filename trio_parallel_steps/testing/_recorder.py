@@ -62,7 +62,7 @@ class Seen:
     started: dict[Hashable, int] = attrs.field(factory=dict)
     endings: dict[Hashable, list[StepResult[Any]]] = attrs.field(factory=dict)
     told: dict[Hashable, str] = attrs.field(factory=dict)
-    """a letter each: queued, started, ended, cancel requested"""
+    """a letter each: queued, started, ended, cancel requested, shed"""
     told_to_stop: dict[Hashable, str] = attrs.field(factory=dict)
     """why, first"""
     result: ParallelResult[Any, Any] | None = None
@@ -91,7 +91,9 @@ class Excess:
             if result is None:
                 return True  # it was not closed, which is told
             stopped = (BranchStatus.CANCELLED, BranchStatus.TIMED_OUT, BranchStatus.BREACHED)
-            if key in seen.told_to_stop or seen.breached_for or result.stop_reason is not None:
+            if key in seen.told_to_stop or "h" in seen.told[key]:
+                return True
+            if seen.breached_for or result.stop_reason is not None:
                 return True
             if result[key].status in stopped:
                 return True
@@ -234,9 +236,11 @@ class Recorder(Observer):
 
     def cancel_requested(self, branch: Branch[Any], reason: str) -> None:
         """A line."""
-        seen = self._told(branch, "c")
+        is_shed = reason.startswith("shed: ")
+        seen = self._told(branch, "h" if is_shed else "c")
         if seen is not None:
-            seen.told_to_stop.setdefault(branch.key, reason)
+            if not is_shed:
+                seen.told_to_stop.setdefault(branch.key, reason)
             self._write(seen.nursery, "cancel_requested", branch.key, reason)
 
     def limit_changed(self, limiter: BranchLimiter, old: float, new: float, reason: str) -> None:
