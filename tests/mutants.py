@@ -1012,8 +1012,8 @@ MUTANTS: Final = (
     Mutant(
         "memory that was reserved is never given back",
         "_guarding.py",
-        "            self.guards.ended(self._leaves.pop(record))\n",
-        "            self._leaves.pop(record)\n",
+        "self.guards.ended(self._leaves.pop(record))\n        if record is self._shedding:",
+        "self._leaves.pop(record)\n        if record is self._shedding:",
         ("test_guarding.py::test_reservations_are_admitted_as_they_fit",),
     ),
     Mutant(

@@ -132,6 +132,8 @@ class Guarding:
 
     def look(self) -> None:
         """Who was set aside and may have leave now?"""
+        if self._step.cause is not None:
+            return  # nothing is admitted any more
         is_any = False
         for aside in self._aside:
             while (entry := _first(aside)) is not None and self._give_leave(entry[3]):
