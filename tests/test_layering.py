@@ -34,8 +34,8 @@ TABLE = {
     """,
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _feed _guarded _hedged _inputs _limiter _map _nursery _open _processes
-        _run_branches _spending _stalls _threads
+        _branch _breach _current _feed _guarded _hedged _inputs _limiter _map _nursery _open
+        _processes _run_branches _spending _stalls _threads
     """,
     "L4 steps": "_config _load _pipeline _steps cache",
     "the package": "",
