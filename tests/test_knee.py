@@ -18,7 +18,12 @@ from trio_parallel_steps import limits
 from trio_parallel_steps.limits import KneeLimit, Limit, Outcome, Sample, _knee
 from trio_parallel_steps.limits._brink import Brink
 from trio_parallel_steps.limits._ceiling import Ceiling
+from trio_parallel_steps.limits._dives import Dives
+from trio_parallel_steps.limits._drift import Drift
 from trio_parallel_steps.limits._fit import Fit
+from trio_parallel_steps.limits._growth import Growth
+from trio_parallel_steps.limits._level import Level
+from trio_parallel_steps.limits._trials import Trials
 
 Plant = Callable[[int, float], float]
 
@@ -436,7 +441,16 @@ def test_it_says_why() -> None:
 
 
 def test_its_parts_say_what_they_are() -> None:
-    assert repr(KneeLimit(7)) == "<KneeLimit 7: initial>"
+    limit, level = KneeLimit(7), Level(7, 1, 10)
+    trials = Trials(level, Fit(), Ceiling(), Brink(), 0.17)
+    assert repr(limit) == "<KneeLimit: 7, initial>"
+    assert repr(level) == "<Level 7, going to 7>"
+    assert repr(trials) == "<Trials at 7: settled>"
+    assert repr(Growth(level, Fit(), trials, 0.17)) == "<Growth to inf>"
+    limit.on_sample(Sample(0.0, 0.1, 7, Outcome.DROPPED))
+    assert repr(limit._growth) == "<Growth over>"
+    assert repr(Dives()) == "<Dives 0 of 6>"
+    assert repr(Drift()) == "<Drift 0.0, slower 0 times>"
     assert repr(Fit()) == "<Fit of 0 bins, weight 0>"
     assert repr(Ceiling()) == "<Ceiling inf>"
     assert repr(Brink()) == "<Brink inf, bad inf>"

@@ -23,6 +23,7 @@ from trio_parallel_steps.limits import (
     FixedLimit,
     Gradient2Limit,
     GradientLimit,
+    KneeLimit,
     Limit,
     Outcome,
     Sample,
@@ -565,6 +566,8 @@ MADE: dict[str, Callable[[], Limit]] = {
     "Gradient2 low": lambda: Gradient2Limit(
         initial_limit=1, min_limit=1, queue_size=0, long_window=1, smoothing=1.0
     ),
+    "Knee": KneeLimit,
+    "Knee low": lambda: KneeLimit(1, max_limit=9),
     "Windowed": lambda: WindowedLimit(Gradient2Limit(min_limit=1, smoothing=1.0), window_size=1),
     "Windowed percentile": lambda: WindowedLimit(
         VegasLimit(max_limit=200),
@@ -577,7 +580,7 @@ MADE: dict[str, Callable[[], Limit]] = {
     ),
 }
 BOUNDS = {"Fixed": (7, 7), "AIMD": (20, 200), "AIMD low": (1, 200), "Vegas low": (1, 3),
-          "Gradient low": (1, 9), "Gradient2": (20, 200)}  # fmt: skip
+          "Gradient low": (1, 9), "Gradient2": (20, 200), "Knee low": (1, 9)}  # fmt: skip
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 SAMPLES = st.lists(
@@ -634,7 +637,7 @@ def test_a_branch_that_took_no_time_took_a_nanosecond(name: str, latency: float)
 def test_a_limit_is_a_limit_and_says_where_it_stands(name: str) -> None:
     limit = MADE[name]()
     assert isinstance(limit, Limit)
-    assert f": {limit.value}>" in repr(limit)
+    assert re.search(rf": {limit.value}\b", repr(limit))
     assert "\n" not in repr(limit)
 
 
