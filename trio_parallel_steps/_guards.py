@@ -15,6 +15,7 @@
    memory, HOLD from .05 on, SHRINK .10, STOP .25.  CPU's PSI says that others wait too, and tells
    nothing to do; both it and that of I/O are figures only.
 7. What was not measured holds nothing.
+8. Of CPU the mean is to stay near the limit: how many run is bounded too, see `Pace`.
 """
 
 from __future__ import annotations
@@ -140,6 +141,36 @@ def _lag(limits: ResourceLimits, reading: Reading) -> tuple[float, str] | None:
     return lag / limit, f"{lag * 1000:.0f} ms, limit {limit * 1000:g} ms"
 
 
+# ---------------------------------------------------------------- CPU
+
+CUT: Final = 0.7  # of those that run, when the limit is reached
+OPENS: Final = 0.5  # of what is free below the limit, with each reading
+
+
+class Pace:
+    """How many branches CPU lets run: any number until its limit is reached.  Each time that it is,
+    a part of those that run then, and little by little more while it is not: readings are means,
+    and show late what was let in."""
+
+    __slots__ = ("_was_held", "running", "window")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.window = inf
+        self._was_held = False
+
+    def measured(self, load: float, level: PressureLevel) -> None:
+        is_held = level >= PressureLevel.HOLD
+        if is_held and not self._was_held:
+            self.window = max(1.0, min(self.window, self.running) * min(CUT, 1 / load))
+        elif not is_held and self.running + 1 > self.window:
+            self.window *= 1 + OPENS * max(0.0, 1 - load)
+        self._was_held = is_held
+
+    def may_admit(self) -> bool:
+        return self.running + 1 <= self.window or not self.running
+
+
 # ---------------------------------------------------------------- a step's
 
 NEAR: Final = 0.5  # of a limit: readings come often from there on
@@ -154,7 +185,7 @@ class Guards:
     user's; admissions do not ramp up then.
     """
 
-    __slots__ = ("_allowance", "_guards", "_interval", "limits", "pressure")
+    __slots__ = ("_allowance", "_guards", "_interval", "_pace", "limits", "pressure")
 
     def __init__(self, limits: ResourceLimits, *, watches_memory: bool = False) -> None:
         self.limits = limits
@@ -162,6 +193,7 @@ class Guards:
         self._allowance = Allowance(ramps=limits.limits_memory)
         self._guards: dict[str, tuple[Guard, Look]] = {}
         self._interval = OFTEN
+        self._pace = Pace()
         acts = limits.action is not PressureAction.HOLD
         if limits.limits_memory or watches_memory:
             self._guards["memory"] = Guard(MEMORY), _memory
@@ -180,6 +212,8 @@ class Guards:
         for name, (guard, look) in self._guards.items():
             load, words = look(self.limits, reading) or (0.0, "not measured")
             levels[name] = guard.judge(load)
+            if name == "cpu":
+                self._pace.measured(load, levels[name])
             if load:
                 worst = max(worst, (levels[name], load, f"{name}: {words}"))
         level, load, reason = worst
@@ -245,14 +279,18 @@ class Guards:
             reserved = memory_mb and name == "memory"
             if level >= (PressureLevel.STOP if reserved else PressureLevel.HOLD):
                 return name
+        if not self._pace.may_admit():
+            return "cpu"
         if memory_mb or "memory" in self._guards:
             return None if self._allowance.may_admit(memory_mb) else "memory"
         return None
 
     def admitted(self, memory_mb: float = 0.0) -> Ticket:
         """One was: keep what this returns, for `ended`."""
+        self._pace.running += 1
         return self._allowance.admitted(memory_mb)
 
     def ended(self, ticket: Ticket) -> None:
         """It is over, or queued again."""
+        self._pace.running -= 1
         self._allowance.ended(ticket)
