@@ -42,9 +42,9 @@ class Ticket:
     __slots__ = ("floor", "memory_mb", "reading")
 
     def __init__(self, memory_mb: float, floor: float, reading: int) -> None:
-        self.memory_mb = memory_mb
-        self.floor = floor  # the working set when it was admitted
-        self.reading = reading  # after how many of them
+        self.memory_mb: float = memory_mb
+        self.floor: float = floor  # the working set when it was admitted
+        self.reading: int = reading  # after how many of them
 
 
 class Allowance:

@@ -188,7 +188,7 @@ class Guards:
     __slots__ = ("_allowance", "_guards", "_interval", "_pace", "limits", "pressure")
 
     def __init__(self, limits: ResourceLimits, *, watches_memory: bool = False) -> None:
-        self.limits = limits
+        self.limits: ResourceLimits = limits
         self.pressure: Pressure | None = None  # by the last reading
         self._allowance = Allowance(ramps=limits.limits_memory)
         self._guards: dict[str, tuple[Guard, Look]] = {}
