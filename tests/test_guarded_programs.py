@@ -11,10 +11,12 @@ import math
 from random import Random
 from typing import Any, Final
 
+import attrs
 import pytest
 import trio
 
 from drivers import Driver, World, on_asyncio, on_trio
+from test_leaks import no_garbage
 from trio_parallel_steps import (
     COLLECT,
     FAIL_FAST,
@@ -42,7 +44,7 @@ from trio_parallel_steps._readings import Figures
 from trio_parallel_steps.hosts import current_run
 from trio_parallel_steps.limits import AIMDLimit
 from trio_parallel_steps.pressure import measured_by
-from trio_parallel_steps.testing import check_invariants, recorder
+from trio_parallel_steps.testing import Run, check_invariants, explore, expose, recorder
 
 PROGRAMS: Final = 400
 CHUNKS: Final = 4
@@ -400,3 +402,95 @@ def run_program(seed: int, driver: Driver) -> None:
 def test_random_programs_under_guards(driver: Driver, chunk: int) -> None:
     for seed in range(chunk, PROGRAMS, CHUNKS):
         run_program(seed, driver)
+
+
+def test_no_cycle_is_left_by_a_guarded_step() -> None:
+    async def shed_and_breach(world: World) -> None:
+        class Full:
+            name = "full"
+            every = 0.0
+
+            def read(self) -> Figures:
+                return Figures(working_set_mb=990.0 if world.now() - began > 2 else 10.0)
+
+        began = world.now()
+        limits = ResourceLimits(max_memory_mb=LIMIT, action=PressureAction.SHED)
+        with measured_by(Full()):
+            async with open_branch_nursery(3, policy=COLLECT, resources=limits) as nursery:
+                for key in range(4):
+                    nursery.start_soon(key, world.sleep, 3, memory_mb=10)
+
+    on_trio(shed_and_breach)  # what is made once and kept
+    with no_garbage() as garbage:
+        on_trio(shed_and_breach)
+    ours = [name for name in garbage if name in ("Guarding", "Guards", "StepCore", "Sampler")]
+    assert not ours
+
+
+# ---------------------------------------------------------------- schedules
+
+
+@attrs.frozen
+class Sheds:
+    """Two branches, of which the newer is shed as the other ends or the step is stopped."""
+
+    stop: str
+
+    async def __call__(self) -> None:
+        recorded = recorder()
+        machine = Reads(10.0)
+        expose(recorded=recorded)
+        limits = ResourceLimits(max_memory_mb=LIMIT, action=PressureAction.SHED)
+        with measured_by(machine):
+            step = open_branch_nursery(
+                2, name="step", policy=COLLECT, observers=[recorded], resources=limits
+            )
+            try:
+                async with recorded.watch_step(step) as nursery:
+                    expose(nursery=nursery, guarding=nursery._core.guarding)
+                    for key in range(2):
+                        nursery.start_soon(key, recorded.watch(trio.sleep), 0.1, memory_mb=1)
+                    await trio.sleep(0.05)
+                    machine.working_set_mb = 990.0
+                    guarding: Any = nursery._core.guarding
+                    guarding.hasten()
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+                    if self.stop == "breach":
+                        nursery.breach("enough")
+                    elif self.stop == "cancel":
+                        nursery.cancel(1, "enough")
+            except Breached:
+                pass
+            machine.working_set_mb = 10.0
+
+
+class Reads:
+    name = "reads"
+    every = 0.0
+
+    def __init__(self, working_set_mb: float) -> None:
+        self.working_set_mb = working_set_mb
+
+    def read(self) -> Figures:
+        return Figures(working_set_mb=self.working_set_mb)
+
+
+@pytest.mark.parametrize("stop", ["breach", "cancel", "none"])
+def test_a_shed_and_another_stop_in_many_schedules(stop: str) -> None:
+    sheds = 0
+
+    def check(run: Run) -> None:
+        nonlocal sheds
+        assert run.exception is None, run.exception
+        check_invariants(run.exposed["recorded"])
+        guarding = run.exposed["guarding"]
+        assert not guarding._leaves
+        assert not guarding._shed
+        assert guarding._shedding is None
+        assert len(run.exposed["nursery"].result) == 2
+        sheds += any("shed: " in line for line in run.exposed["recorded"].lines())
+
+    explored = explore(Sheds(stop), check=check, schedules=150)
+    assert explored.schedules > 1
+    assert sheds
