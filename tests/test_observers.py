@@ -25,12 +25,15 @@ from trio_parallel_steps import (
     Budget,
     CancelRule,
     ParallelResult,
+    ResourceLimits,
     StepResult,
     current_branch,
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps._readings import Figures
 from trio_parallel_steps.abc import Observer
+from trio_parallel_steps.pressure import measured_by
 
 Event = tuple[object, ...]
 SKIPPED = BranchStatus.SKIPPED
@@ -401,11 +404,27 @@ class Broken(Observer):
         return "<Broken>"
 
 
+class Processors:
+    """Are busy from the third second on."""
+
+    name = "processors"
+    every = 0.0
+
+    def __init__(self) -> None:
+        self._busy_at = trio.current_time() + 3
+
+    def read(self) -> Figures:
+        return {"cpu_percent": 100.0 if trio.current_time() >= self._busy_at else 1.0}
+
+
 async def every_event(*observers: Observer) -> BranchNursery:
     """A program in which each hook is called at least twice, but those of the step."""
     limiter, budget = BranchLimiter(1), Budget()
-    with pytest.raises(Breached, match="enough"):
-        async with open_branch_nursery(limiter, budget=budget, observers=observers) as nursery:
+    limits = ResourceLimits(max_cpu_percent=50)
+    with measured_by(Processors()), pytest.raises(Breached, match="enough"):
+        async with open_branch_nursery(
+            limiter, budget=budget, observers=observers, resources=limits
+        ) as nursery:
 
             async def work() -> str:
                 current_branch().report(1)
