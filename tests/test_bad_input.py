@@ -35,8 +35,9 @@ from trio_parallel_steps import (
 from trio_parallel_steps.abc import Observer
 
 NAN = math.nan
-LIMIT = "`limit` must be an int >= 1, math.inf or a limiter, got "
+LIMIT = "`limit` must be an int >= 1, math.inf, a Limit or a limiter, got "
 TOKENS = "`total_tokens` must be an int >= 1 or math.inf, got "
+TOTAL = "`total_tokens` must be an int >= 1, math.inf or a Limit, got "
 OPEN = "<BranchNursery 'step': 1 queued, 0 running, 0 ended>"
 SYNC = "`sync_fn` must be a sync function: an async one needs no thread"
 SECONDS = "must be a number of seconds >= 0, or math.inf, got "
@@ -449,12 +450,12 @@ async def test_run_branches_refuses_bad_arguments_before_anything_starts(
         "`on` must be 'success' or 'end', got 'failure'",
     ),
     (lambda: CancelRule("a", "b", on=1), TypeError, "`on` must be a str, got 1"),  # type: ignore[arg-type]
-    (lambda: BranchLimiter(0), ValueError, TOKENS + "0"),
-    (lambda: BranchLimiter(-3), ValueError, TOKENS + "-3"),
-    (lambda: BranchLimiter(NAN), ValueError, TOKENS + "nan"),
-    (lambda: BranchLimiter(1.5), ValueError, TOKENS + "1.5"),
-    (lambda: BranchLimiter(True), TypeError, TOKENS + "True"),
-    (lambda: BranchLimiter(None), TypeError, TOKENS + "None"),  # type: ignore[arg-type]
+    (lambda: BranchLimiter(0), ValueError, TOTAL + "0"),
+    (lambda: BranchLimiter(-3), ValueError, TOTAL + "-3"),
+    (lambda: BranchLimiter(NAN), ValueError, TOTAL + "nan"),
+    (lambda: BranchLimiter(1.5), ValueError, TOTAL + "1.5"),
+    (lambda: BranchLimiter(True), TypeError, TOTAL + "True"),
+    (lambda: BranchLimiter(None), TypeError, TOTAL + "None"),  # type: ignore[arg-type]
     (lambda: BranchLimiter(1, name=1), TypeError, "`name` must be a str, got 1"),  # type: ignore[arg-type]
     (lambda: Breach().trip(None), TypeError, "`reason` must be a str, got None"),  # type: ignore[arg-type]
     (lambda: BranchLimiter(1).pause(0), TypeError, "`reason` must be a str, got 0"),  # type: ignore[arg-type]
@@ -634,8 +635,8 @@ async def in_a_branch(
 
 
 @rows(
-    (True, TypeError, "`limit` must be an int >= 1, math.inf or a limiter, got True"),
-    (0, ValueError, "`limit` must be an int >= 1, math.inf or a limiter, got 0"),
+    (True, TypeError, "`limit` must be an int >= 1, math.inf, a Limit or a limiter, got True"),
+    (0, ValueError, "`limit` must be an int >= 1, math.inf, a Limit or a limiter, got 0"),
 )
 async def test_a_step_in_a_branch_refuses_a_bad_limit_like_any_other(
     given: Any, error: type[Exception], message: str
