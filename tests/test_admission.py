@@ -461,9 +461,23 @@ def test_a_pool_counts_whom_it_admits_once_each(weight: int) -> None:
     assert pool.admitted == admitted == 2 // weight
     first = step.admitted[0]
     token, first._token = first._token, None
+    assert token is not None
     pool.give_back(token)
     pool.resume(first)
-    assert pool.admitted == admitted + 1  # the next; who resumes has been admitted before
+    assert pool.admitted == 4 - weight  # the next one, or both
+    for waiter in step.admitted[1 : 4 - weight]:
+        step.end(waiter)
+    assert first._token is not None
+    assert pool.admitted == 4 - weight  # who resumes has been admitted before
+
+
+def test_who_is_lent_a_token_at_once_counts_as_admitted() -> None:
+    pool, _ = pool_of(2)
+    step = Step(pool)
+    assert pool.admit(Waiter(step, "a"))
+    assert pool.admit(Waiter(step, "b"))
+    assert not pool.admit(Waiter(step, "c"))
+    assert (pool.admitted, pool.used) == (2, 2)
 
 
 def test_a_follower_counts_as_admitted() -> None:

@@ -17,7 +17,10 @@ from trio_parallel_steps import (
     Branch,
     BranchStatus,
     CancelRule,
+    Decision,
     Policy,
+    StepResult,
+    Tally,
     quorum,
     tolerate,
     until,
@@ -393,6 +396,35 @@ def test_a_satisfied_policy_stops_branches_but_not_the_body() -> None:
     step.end("b", None)
     assert step["b"].status is CANCELLED
     assert step.core.succeeded_as_asked()
+
+
+def test_a_satisfied_policy_stays_so_when_the_body_ends() -> None:
+    step = Step(policy=until(lambda key, result: result.success))
+    step.start("a")
+    step.end("a")
+    assert step.core.cause is Cause.SATISFIED
+    step.core.body_ended()
+    assert step.core.cause is Cause.SATISFIED
+
+
+def test_a_crash_says_whose_it_is() -> None:
+    class Crashes(Observer):
+        def branch_started(self, branch: Branch[Any]) -> None:
+            raise KeyboardInterrupt
+
+    class Decides:
+        def on_end(self, key: Any, result: StepResult[Any], tally: Tally) -> Decision:
+            raise SystemExit(3)
+
+    step = Step(observers=(Crashes(),))
+    step.start("a")
+    assert step.core.cause is Cause.CRASH
+    assert step.core.reason == "a callback raised KeyboardInterrupt"
+    step = Step(policy=Decides())
+    step.start("a")
+    step.end("a")
+    assert step.core.cause is Cause.CRASH
+    assert step.core.reason == "the policy raised SystemExit: 3"
 
 
 def test_tolerate_counts_failures() -> None:

@@ -213,6 +213,21 @@ def test_two_that_are_parked_at_once_are_not_in_flight() -> None:
     assert (step.core.running, step.core.parked, step.core.peak) == (1, 0, 1)
 
 
+def test_the_peak_is_of_those_in_flight_and_never_falls() -> None:
+    step = Fake().step(2)
+    assert step.core.peak == 0
+    step.start("a")
+    step.submit("b")
+    step.wait("a", step["b"])
+    step.start("c")
+    assert (step.core.running, step.core.parked, step.core.peak) == (3, 1, 2)
+    step.submit("d")
+    step.wait("b", step["d"])
+    step.wait("c", step["d"])
+    assert list(step.running) == ["a", "b", "c", "d"]
+    assert (step.core.running, step.core.parked, step.core.peak) == (4, 3, 2)
+
+
 def test_what_goes_on_again_counts_in_the_peak() -> None:
     step = Fake().step(2)
     step.start("a", "b")
@@ -692,6 +707,8 @@ def test_a_step_knows_of_a_stop_of_any_branch_around_it() -> None:
     step.core.cancel(step["a"], "why")
     assert inner.core.is_stopped_further_out()
     assert innermost.core.is_stopped_further_out()
+    inner.end("b")
+    assert not innermost.core.is_stopped_further_out()  # it has outlived its branch
     cleanup = step.nest("a")  # who opens one now, means it
     assert not cleanup.core.is_stopped_further_out()
 

@@ -1,6 +1,7 @@
 """Cancel rules, sentence by sentence of the contract."""
 
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from helpers import (
     until_nothing_is_ready,
 )
 from trio_parallel_steps import COLLECT, Branch, CancelRule, open_branch_nursery
+from trio_parallel_steps._rules import Rules
 from trio_parallel_steps.abc import Observer
 
 MODEL_CASE = CancelRule("high_priority_*", "low_priority_*")
@@ -219,6 +221,22 @@ async def test_observers_hear_whom_a_rule_cancels_and_why() -> None:
         nursery.start_soon("b2", give, 1)
     reason = "'a' succeeded: 'a' cancels 'b*'"
     assert log == [("b1", reason), ("b2", reason)]
+
+
+def test_however_many_have_ended_those_that_have_not_are_cancelled() -> None:
+    def record(key: str, step: object) -> Any:
+        return SimpleNamespace(key=key, status=SUCCEEDED, _step=step)
+
+    rules = Rules([CancelRule("end", "a*")])
+    waiting = []
+    for number in range(3000):
+        one = record(f"a{number}", object() if number % 100 == 0 else None)
+        rules.submitted(one)
+        if one._step is not None:
+            waiting.append(one)
+    told = [other for other, _ in rules.ended(record("end", None))]
+    assert [other for other in told if other._step is not None] == waiting
+    assert len(told) < 1500  # those that had ended are not all kept
 
 
 def test_rules_are_values() -> None:
