@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import re
 from collections.abc import Callable
@@ -206,6 +207,29 @@ def test_one_that_ends_while_parked_ran_until_it_was(driver: Driver) -> None:
         assert_idle(limiter)
 
     driver(main)
+
+
+def test_one_whose_task_waits_on_when_it_has_ended_ran_until_it_was_parked() -> None:
+    limit = Told(1, 2)
+
+    async def main() -> None:
+        async def leaves_a_task() -> None:
+            await trio.sleep(1)
+            trio.lowlevel.spawn_system_task(
+                nursery["long"].wait, context=contextvars.copy_context()
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(1)
+
+        limiter = BranchLimiter(limit)
+        await run_branches({"first": trio.lowlevel.checkpoint}, limiter)
+        async with open_branch_nursery(limiter) as nursery:
+            nursery.start_soon("leaves", leaves_a_task)
+            nursery.start_soon("long", trio.sleep, 5)
+        assert [sample.latency for sample in limit.samples] == [0, 1, 5]
+        assert_idle(limiter)
+
+    run(main)
 
 
 @EVERY_DRIVER

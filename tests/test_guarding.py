@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from trio_parallel_steps import (
     COLLECT,
     Backpressure,
     Branch,
+    BranchErrors,
     BranchLimiter,
     BranchNursery,
     Breached,
@@ -26,8 +28,11 @@ from trio_parallel_steps import (
     open_branch_nursery,
     run_branches,
 )
+from trio_parallel_steps._guarding import Guarding
+from trio_parallel_steps._guards import Guards
 from trio_parallel_steps._readings import Figures, Scope
-from trio_parallel_steps.limits import AIMDLimit
+from trio_parallel_steps._records import RUNNING, Cause
+from trio_parallel_steps.limits import AIMDLimit, Sample
 from trio_parallel_steps.pressure import measured_by
 
 LIMIT = 1000.0
@@ -370,6 +375,43 @@ def test_an_adaptive_limit_is_cut_once(driver: Driver) -> None:
     driver(main)
 
 
+@EVERY_DRIVER
+def test_a_limit_that_raises_as_it_is_cut_stops_the_step(driver: Driver) -> None:
+    machine = Machine(10)
+
+    class Fragile:
+        value = 5
+
+        def on_sample(self, sample: Sample) -> int:
+            raise ZeroDivisionError
+
+    async def main(world: World) -> None:
+        with measured_by(machine), pytest.raises(BranchErrors) as caught:
+            async with open_branch_nursery(Fragile(), resources=MEMORY) as nursery:
+                nursery.start_soon("a", world.forever)
+                await world.sleep(1)
+                machine.working_set_mb = 820
+                await world.sleep(3)
+        (raised,) = caught.value.exceptions
+        assert isinstance(raised, ZeroDivisionError)
+        assert nursery.result.stop_reason == "the limit raised ZeroDivisionError"
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_what_waits_for_a_token_only_says_so(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        with measured_by(Machine(10)):
+            async with open_branch_nursery(1, resources=MEMORY) as nursery:
+                nursery.start_soon("a", world.sleep, 1, memory_mb=1)
+                nursery.start_soon("b", world.sleep, 1, memory_mb=1)
+                await world.sleep(0.5)
+                assert nursery.explain() == {"b": "limit: 1 of 1 in use"}
+
+    driver(main)
+
+
 # ---------------------------------------------------------------- SHED
 
 
@@ -659,6 +701,32 @@ def test_a_timeout_that_has_passed_comes_before_a_shed(driver: Driver) -> None:
         assert nursery.result["b"].attempts == 1
 
     driver(main)
+
+
+def test_one_whose_time_is_over_is_not_shed() -> None:
+    """Though nobody has told yet."""
+
+    class Branch:
+        status = RUNNING
+        _cause: Cause | None = None
+
+        def __init__(self, priority: int) -> None:
+            self._priority = priority
+
+    branches: list[Any] = [Branch(0), Branch(1)]
+    told: list[Any] = []
+
+    def notice_late(record: Any) -> None:
+        record._cause = Cause.TIMEOUT
+
+    step: Any = SimpleNamespace(
+        cause=None, notice_late=notice_late, tell_to_stop=lambda *args: told.append(args)
+    )
+    guarding = Guarding(step, Guards(SHED))
+    guarding._leaves = dict.fromkeys(branches)  # type: ignore[assignment]
+    guarding._shed_one("why")
+    assert told == []
+    assert branches[0]._cause is Cause.TIMEOUT
 
 
 # ---------------------------------------------------------------- BREACH

@@ -186,12 +186,10 @@ class Guarding:
         waiting = [
             record
             for record in self._leaves
-            if record.status is QUEUED and record._entry is not None
+            if record.status is QUEUED and record._entry is not None and record is not self._alone
         ]
         for record in waiting:
             self.guards.ended(self._leaves.pop(record))
-            if record is self._alone:
-                self._alone = None
         if waiting:
             self._step.pool.unblock()
 
