@@ -20,8 +20,9 @@ from its queue and then forgets it; so any program can hang there.
 One moment is out of reach, for trio's own nurseries too: CPython may raise a KeyboardInterrupt in
 the function with the ``async with`` when it has called ``__aexit__`` and has not begun to await it.
 Such trials are `torn`, and counted apart.  So it may between any coroutine function's call and its
-await, in the code of branches too: that one is complained of there says nothing.  With ``restrict_keyboard_interrupt_to_checkpoints``,
-which is a host of its own here, there is no such moment, and nothing is excused.
+await, in the code of branches too: that one was never awaited says nothing there.  With
+``restrict_keyboard_interrupt_to_checkpoints``, which is a host of its own here, there is no such
+moment, and nothing is excused.
 """
 
 from __future__ import annotations
