@@ -1,7 +1,7 @@
 """Write what the proofs have told into ``docs/reliability.md``: `reliability.py FIGURES`.
 
 FIGURES is the file that `figures.add` has written to.  Figures of one proof are added up, but of
-the longest the longest is kept, and of words the last.
+the longest, or the most, the largest is kept, and of words the last.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ Figures: TypeAlias = dict[str, dict[str, Figure]]
 
 
 def gathered(lines: Iterable[str]) -> Figures:
-    """By proof, in the order in which they were told."""
+    """By proof, and host, in the order in which they were told."""
     found: Figures = {}
     for line in lines:
         told = json.loads(line)
-        figures = found.setdefault(told.pop("proof"), {})
+        proof, host = told.pop("proof"), told.pop("host", None)
+        figures = found.setdefault(proof if host is None else f"{proof} on {host}", {})
         for name, figure in told.items():
             before = figures.get(name)
             if before is None or isinstance(before, str) or isinstance(figure, str):
                 figures[name] = figure
-            elif name.startswith("longest"):
+            elif name.startswith(("longest", "most")):
                 figures[name] = max(before, figure)
             else:
                 figures[name] = before + figure

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-import figures
 from allocators import Plan, at_once, in_steps, late, simulate
 from trio_parallel_steps import Pressure, PressureAction, PressureLevel, ResourceLimits
 from trio_parallel_steps._allowance import Allowance
@@ -543,14 +542,6 @@ def test_a_step_stays_within_its_memory(name: str) -> None:
     reserved = simulate([reserving(plan, needs)] * 100, LIMITS)
     assert reserved.peak_mb <= 0.85 * 1024
     assert reserved.mean_in_flight >= 0.7 * (0.85 * 1024 - 40) // needs
-    figures.add(
-        "a simulated step within 1024 MB",
-        branches=name,
-        peak_mb=round(ran.peak_mb),
-        peak_mb_reserved=round(reserved.peak_mb),
-        mean_in_flight=round(ran.mean_in_flight, 1),
-        mean_in_flight_reserved=round(reserved.mean_in_flight, 1),
-    )
 
 
 def test_slow_growth_that_no_one_has_announced_may_pass_the_limit_but_not_by_far() -> None:

@@ -15,11 +15,13 @@ def test_figures_are_told_to_the_file_that_is_named(
     monkeypatch.delenv("FIGURES", raising=False)
     figures.add("explored", schedules=1)
     monkeypatch.setenv("FIGURES", str(told))
-    figures.add("explored", schedules=10, longest_s=2.0, host="trio")
+    figures.add("explored", schedules=10, longest_s=2.0, by="one")
     figures.add("mutants", made=3)
-    figures.add("explored", schedules=5, longest_s=1.0, host="asyncio")
+    figures.add("explored", schedules=3, longest_s=1.0, by="both")
+    figures.add("explored", schedules=5, host="asyncio")
     assert gathered(told.read_text().splitlines()) == {
-        "explored": {"schedules": 15, "longest_s": 2.0, "host": "asyncio"},
+        "explored": {"schedules": 13, "longest_s": 2.0, "by": "both"},
+        "explored on asyncio": {"schedules": 5},
         "mutants": {"made": 3},
     }
 
