@@ -105,7 +105,7 @@ def soak(session: nox.Session) -> None:
     session.run("python", "tests/soak.py", *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(requires=["build"])
 def reliability(session: nox.Session) -> None:
     """Run all proofs, for some hours, and write what they have told into docs/reliability.md."""
     told = Path(session.create_tmp(), "figures").absolute()
