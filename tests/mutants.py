@@ -505,8 +505,8 @@ MUTANTS: Final = (
     Mutant(
         "a branch keeps its token between two tries",
         "_core.py",
-        "(error) else IGNORED)\n            return self._pass_on(record, None)",
-        "(error) else IGNORED)\n            return None",
+        "outcome_of(error))\n            return self._pass_on(record, None)",
+        "outcome_of(error))\n            return None",
         ("test_retry.py::test_waits_double_up_to_the_most",),
     ),
     Mutant(
@@ -977,8 +977,8 @@ MUTANTS: Final = (
     Mutant(
         "a timeout of a branch's own is no drop",
         "_meter.py",
-        "if record._cause is Cause.TIMEOUT or is_backpressure(record._value):",
-        "if is_backpressure(record._value):",
+        "return DROPPED if record._cause is Cause.TIMEOUT else outcome_of(record._value)",
+        "return outcome_of(record._value)",
         ("test_adaptive.py::test_outcomes",),
     ),
     Mutant(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import _parking as parking
 from ._errors import BudgetExceeded, TooSlowError
 from ._judging import ask_late, judge, judge_reach
-from ._meter import DROPPED, IGNORED, is_backpressure, outcome
+from ._meter import DROPPED, IGNORED, outcome, outcome_of
 from ._outcomes import said
 from ._policies import EnginePolicy, Tally
 from ._records import (
@@ -249,7 +249,7 @@ class StepCore:
     def raised(self, record: Record, error: Exception, now: float) -> Record | None:
         self._notice()
         if record._tries is not None and is_tried_again(self, record, error, FAILED, now):
-            self._measure(record, now, DROPPED if is_backpressure(error) else IGNORED)
+            self._measure(record, now, outcome_of(error))
             return self._pass_on(record, None)
         if self.is_stopping():
             self.cut = True

@@ -17,7 +17,7 @@ from ._admission import Pool, Token
 from ._branch import enclosing_branch
 from ._explain import in_seconds
 from ._foreign import ForeignPool
-from ._meter import DROPPED, IGNORED, OK, Meter, is_backpressure
+from ._meter import DROPPED, OK, Meter, outcome_of
 from ._rate import Gate, Rate
 from ._records import QUEUED, RUNNING, SKIPPED
 from ._stalls import report
@@ -299,7 +299,7 @@ class BranchLimiter:
         pool = self._pool
         if token is None or pool is None:
             raise RuntimeError(f"this task holds no token of {self!r}")
-        how = OK if exc is None else DROPPED if is_backpressure(exc) else IGNORED
+        how = OK if exc is None else outcome_of(exc)
         try:
             for meter in pool.meters():
                 meter.ended(token, 1, run.now(), how)

@@ -112,13 +112,11 @@ def outcome(record: Record) -> Outcome:
     """Of one that has ended."""
     if record.status is SUCCEEDED:
         return OK
-    if record._cause is Cause.TIMEOUT or is_backpressure(record._value):
-        return DROPPED
-    return IGNORED
+    return DROPPED if record._cause is Cause.TIMEOUT else outcome_of(record._value)
 
 
-def is_backpressure(error: object) -> bool:
-    """Does it say 'overloaded', by itself or among others?"""
+def outcome_of(error: object) -> Outcome:
+    """Of one that raised it: did it say 'overloaded', by itself or among others?"""
     if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(Backpressure) is not None
-    return isinstance(error, Backpressure)
+        return IGNORED if error.subgroup(Backpressure) is None else DROPPED
+    return DROPPED if isinstance(error, Backpressure) else IGNORED
