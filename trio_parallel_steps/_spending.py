@@ -66,7 +66,7 @@ class Budget:
     trio_parallel_steps._errors.BudgetExceeded: budget exceeded: 0.01 usd requested, 0.3 of 0.3 used
     """
 
-    __slots__ = ("_around", "_book", "_observed", "_steps")
+    __slots__ = ("_all_observed", "_all_steps", "_around", "_book", "_observed", "_steps")
 
     def __init__(self, parent: Budget | None = None, /, **limits: float) -> None:
         if not isinstance(parent, Budget | None):
@@ -76,6 +76,10 @@ class Budget:
         # The open steps that were given it or one inside it, in the order of opening.
         self._steps: dict[StepCore, None] = {}
         self._observed: dict[StepCore, None] = {}  # those of them that have observers
+        # The outermost budget's.  (That one itself would be a cycle.)
+        outermost = self._around[-1] if self._around else self
+        self._all_steps: dict[StepCore, None] = outermost._steps
+        self._all_observed: dict[StepCore, None] = outermost._observed
 
     @protected
     def spend(self, /, **amounts: float) -> None:
@@ -85,14 +89,14 @@ class Budget:
         nothing was spent.  ValueError for a unit that the budget does not have, for a negative
         amount, infinity and NaN.
         """
-        if self._outermost._steps:
+        if self._all_steps:
             self._check_thread()
         try:
             self._book.spend(amounts)
         except BudgetExceeded as refusal:
             self._breach(refusal)
             raise
-        if self._outermost._observed:
+        if self._all_observed:
             self._tell()
 
     @protected
@@ -102,14 +106,14 @@ class Budget:
         `Reservation.settle` says what it really cost; leaving the block releases what was not
         settled.  Raises as `spend` does, at the call.
         """
-        if self._outermost._steps:
+        if self._all_steps:
             self._check_thread()
         try:
             reserved = self._book.reserve(amounts)
         except BudgetExceeded as refusal:
             self._breach(refusal)
             raise
-        if self._outermost._observed:
+        if self._all_observed:
             self._tell()
         return _Reserved(self, reserved)
 
@@ -134,12 +138,8 @@ class Budget:
     def _chain(self) -> tuple[Budget, ...]:
         return (self, *self._around)
 
-    @property
-    def _outermost(self) -> Budget:
-        return self._around[-1] if self._around else self
-
     def _check_thread(self) -> None:
-        for step in self._outermost._steps:
+        for step in self._all_steps:
             step.run.check_thread()
             break  # they are all of one thread, as each was checked before it opened
 
@@ -195,7 +195,7 @@ class _Reserved:
         traceback: TracebackType | None,
     ) -> None:
         budget = self._budget
-        if budget._outermost._steps:
+        if budget._all_steps:
             budget._check_thread()
         left, self._left = self._left, {}
         self._is_open = False
@@ -206,10 +206,10 @@ class _Reserved:
         if not self._is_open:
             raise self._ended()
         budget = self._budget
-        if budget._outermost._steps:
+        if budget._all_steps:
             budget._check_thread()
         refusal = budget._book.settle(self._left, amounts)
-        if budget._outermost._observed:
+        if budget._all_observed:
             budget._tell()
         if refusal is not None:
             budget._breach(refusal)
