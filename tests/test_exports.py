@@ -29,6 +29,9 @@ CONTRACT = {
     4: "run_branches_sync",
     5: "BudgetExceeded Budget Reservation map_branches Rate Retry Backpressure in_process hedged",
     7: "ResourceLimits PressureAction",
+    8: """
+        ConcurrencyConfig ExecutionConfig
+    """,
 }
 
 # What the contract speaks of without giving it a line of its own.
@@ -40,8 +43,7 @@ ADDED = {
 }
 
 ABSENT = (  # until their issue
-    "CommandFailed MergeStrategy OnBranchFailure ConcurrencyConfig "
-    "ExecutionConfig Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
+    "CommandFailed MergeStrategy OnBranchFailure Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
     "ConfigError"
 )
 

@@ -3,6 +3,10 @@
 from . import abc as abc
 from ._branch import Branch as Branch, current_branch as current_branch
 from ._breach import Breach as Breach
+from ._config import (
+    ConcurrencyConfig as ConcurrencyConfig,
+    ExecutionConfig as ExecutionConfig,
+)
 from ._cpus import usable_cpus as usable_cpus
 from ._errors import (
     Backpressure as Backpressure,

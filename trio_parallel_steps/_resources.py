@@ -90,9 +90,11 @@ class ResourceLimits:
         return self.max_memory_mb is not None or self.max_memory_percent is not None
 
 
-def check_resources(resources: ResourceLimits | None) -> ResourceLimits | None:
+def check_resources(
+    resources: ResourceLimits | None, name: str = "resources"
+) -> ResourceLimits | None:
     if not isinstance(resources, ResourceLimits | None):
-        raise TypeError(expected("resources", "a ResourceLimits or None", resources))
+        raise TypeError(expected(name, "a ResourceLimits or None", resources))
     return resources
 
 

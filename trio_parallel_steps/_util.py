@@ -58,6 +58,12 @@ def check_int(name: str, value: int, minimum: int | None = None) -> int:
     return value
 
 
+def check_bool(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(expected(name, "a bool", value))
+    return value
+
+
 def check_number(name: str, value: float, what: str, holds: Callable[[float], bool]) -> float:
     """`what` says in words what `holds` tests; NaN fails any comparison."""
     if not is_number(value):
