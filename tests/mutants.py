@@ -597,8 +597,8 @@ MUTANTS: Final = (
     Mutant(
         "the budget around is not asked",
         "_budget.py",
-        "for book in self.chain:\n            for unit, amount in asked.items():",
-        "for book in self.chain[:1]:\n            for unit, amount in asked.items():",
+        "for accounts in self._chained:\n            for unit, amount in asked.items():",
+        "for accounts in self._chained[:1]:\n            for unit, amount in asked.items():",
         (
             "test_budget.py::test_what_is_asked_of_a_child_counts_with_its_parent_for_the_units_it_has",
         ),

@@ -46,12 +46,15 @@ class Account:
 class Book:
     """The accounts of one budget.  Its chain is itself and the books around it, outward."""
 
-    __slots__ = ("_around", "accounts", "counts_all")
+    __slots__ = ("_around", "_chained", "accounts", "counts_all")
 
     def __init__(self, parent: Book | None, limits: Mapping[str, float]) -> None:
         self.accounts = {unit: Account(_limit(unit, limit)) for unit, limit in limits.items()}
         self.counts_all = not limits
         self._around: tuple[Book, ...] = () if parent is None else parent.chain  # outward
+        # The accounts of the whole chain.  (Itself in a tuple of its own would be a cycle.)
+        around = () if parent is None else parent._chained
+        self._chained: tuple[dict[str, Account], ...] = (self.accounts, *around)
         self._open(limits)
 
     @property
@@ -62,12 +65,12 @@ class Book:
         """All of it in the whole chain, or nothing: then BudgetExceeded."""
         asked = self._read(amounts)
         changes = []
-        for book in self.chain:
+        for accounts in self._chained:
             for unit, amount in asked.items():
-                if (account := book.accounts.get(unit)) is not None and amount:
+                if (account := accounts.get(unit)) is not None and amount:
                     used = _add(account.used, amount)
                     if used > account.limit:
-                        raise self._refusal(book, unit, account.used, amount)
+                        raise self._refusal(accounts, unit, account.used, amount)
                     changes.append((account, used))
         for account, used in changes:
             account.used = used
@@ -76,8 +79,8 @@ class Book:
     def spend(self, amounts: Mapping[str, float]) -> None:
         """Reserve and settle."""
         for unit, cost in self.reserve(amounts).items():
-            for book in self.chain:
-                if (account := book.accounts.get(unit)) is not None:
+            for accounts in self._chained:
+                if (account := accounts.get(unit)) is not None:
                     account.settled = _add(account.settled, cost)
 
     def settle(self, reserved: Amounts, amounts: Mapping[str, float]) -> BudgetExceeded | None:
@@ -88,8 +91,8 @@ class Book:
             left = reserved.get(unit, _ZERO)
             covered = cost <= left
             reserved[unit] = _subtract(left, cost) if covered else _ZERO
-            for book in self.chain:
-                if (account := book.accounts.get(unit)) is None:
+            for accounts in self._chained:
+                if (account := accounts.get(unit)) is None:
                     continue
                 account.settled = _add(account.settled, cost)
                 if covered:
@@ -97,15 +100,15 @@ class Book:
                 others = _subtract(account.used, left)
                 account.used = _add(others, cost)
                 if account.used > account.limit:
-                    refusals.append(self._refusal(book, unit, others, cost))
+                    refusals.append(self._refusal(accounts, unit, others, cost))
         return max(refusals, key=lambda error: len(error._asked)) if refusals else None
 
     def release(self, reserved: Amounts) -> None:
         """Give back what is left of a reservation."""
         for unit, amount in reserved.items():
             if amount:
-                for book in self.chain:
-                    if (account := book.accounts.get(unit)) is not None:
+                for accounts in self._chained:
+                    if (account := accounts.get(unit)) is not None:
                         account.used = _subtract(account.used, amount)
 
     def _read(self, amounts: Mapping[str, float]) -> Amounts:
@@ -135,10 +138,13 @@ class Book:
                     if unit not in book.accounts:
                         book.accounts[unit] = Account(Decimal(math.inf))
 
-    def _refusal(self, book: Book, unit: str, used: Decimal, requested: Decimal) -> BudgetExceeded:
-        limit = to_number(book.accounts[unit].limit)
+    def _refusal(
+        self, accounts: dict[str, Account], unit: str, used: Decimal, requested: Decimal
+    ) -> BudgetExceeded:
+        limit = to_number(accounts[unit].limit)
         error = BudgetExceeded(unit, limit, to_number(used), to_number(requested))
-        error._asked = self.chain[: self.chain.index(book) + 1]
+        asked = next(n for n, its in enumerate(self._chained, 1) if its is accounts)
+        error._asked = self.chain[:asked]
         return error
 
 
