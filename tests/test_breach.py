@@ -22,6 +22,7 @@ from trio_parallel_steps import (
     BranchNursery,
     Breach,
     Breached,
+    ParallelResult,
     open_branch_nursery,
     run_branches,
 )
@@ -50,7 +51,7 @@ def test_tripping_it_stops_all_steps_in_the_same_instant() -> None:
             breach.trip("both")
         for error in seen:
             assert error.reason == "both"
-            assert error.result is not None
+            assert isinstance(error.result, ParallelResult)
             assert statuses(error.result) == {"runs": BREACHED, "waits": SKIPPED}
             assert {ended.reason for ended in error.result.values()} == {"both"}
             assert {ended.ended_at for ended in error.result.values()} == {trio.current_time()}

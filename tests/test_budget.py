@@ -48,6 +48,7 @@ from trio_parallel_steps import (
     Budget,
     BudgetExceeded,
     Decision,
+    ParallelResult,
     StepResult,
     Tally,
     abc,
@@ -597,8 +598,8 @@ def test_two_steps_on_one_budget_are_breached_at_once(driver: Any) -> None:
         one, other = seen
         assert fields(one) == fields(other) == ("usd", 1, 0, 2)
         assert one is not other
-        assert one.result is not None
-        assert other.result is not None
+        assert isinstance(one.result, ParallelResult)
+        assert isinstance(other.result, ParallelResult)
         assert statuses(one.result) == statuses(other.result) == {"a": BREACHED}
         assert one.result["a"].ended_at == other.result["a"].ended_at
 
@@ -734,7 +735,7 @@ def test_nested_steps_on_one_budget_are_breached_and_the_outermost_raises(driver
 
         with pytest.raises(BudgetExceeded) as caught:
             await run_branches({"nests": nests}, budget=budget)
-        assert caught.value.result is not None
+        assert isinstance(caught.value.result, ParallelResult)
         assert statuses(caught.value.result) == {"nests": BREACHED}
         assert statuses(inner[0].result) == {"asks": BREACHED, "waits": BREACHED}
 
@@ -760,7 +761,7 @@ def test_a_nested_step_without_the_budget_fails_inside_and_the_outer_branch_is_b
 
         with pytest.raises(BudgetExceeded) as caught:
             await run_branches({"nests": nests}, budget=budget)
-        assert caught.value.result is not None
+        assert isinstance(caught.value.result, ParallelResult)
         assert statuses(caught.value.result) == {"nests": BREACHED}
         assert statuses(inner[0].result) == {"asks": FAILED}
 
@@ -936,7 +937,7 @@ async def test_a_thread_of_a_branch_asks_through_its_loop() -> None:
 
     with pytest.raises(BudgetExceeded) as caught:
         await run_branches({"a": in_thread(asks)}, budget=budget)
-    assert caught.value.result is not None
+    assert isinstance(caught.value.result, ParallelResult)
     assert statuses(caught.value.result) == {"a": BREACHED}
 
 

@@ -26,7 +26,7 @@ def test_simple_has_no_limit_and_nothing_adaptive() -> None:
 
 def test_cancel_rules_may_be_any_iterable() -> None:
     rule = CancelRule("a", "b")
-    assert ConcurrencyConfig(cancel_rules=[rule]).cancel_rules == (rule,)  # type: ignore[arg-type]
+    assert ConcurrencyConfig(cancel_rules=[rule]).cancel_rules == (rule,)
 
 
 @pytest.mark.parametrize(

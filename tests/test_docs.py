@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import trio_parallel_steps
-from trio_parallel_steps import limits, testing
+from trio_parallel_steps import cache, limits, testing
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -45,7 +45,9 @@ def test_the_examples_of_docstrings_run(name: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page: Path) -> None:
     text = page.read_text("utf-8")
-    check(doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0))
+    check(
+        doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, page.name, str(page), 0)
+    )
     # As a reader would type them in: one after the other, in one session.
     session: dict[str, Any] = {"__name__": "__main__"}
     for fence in FENCE.finditer(text):
@@ -67,6 +69,7 @@ def test_the_reference_has_every_public_name() -> None:
     reference = (ROOT / "docs" / "reference.rst").read_text("utf-8")
     public = [
         *names_passed_on(trio_parallel_steps),
+        *names_passed_on(cache),
         *names_passed_on(limits),
         *names_passed_on(testing),
     ]

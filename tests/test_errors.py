@@ -52,7 +52,7 @@ async def test_branch_errors_are_an_exception_group_in_submission_order() -> Non
     assert isinstance(errors, ExceptionGroup)
     assert [type(error) for error in errors.exceptions] == [ValueError, ExceptionGroup]
     assert errors.message == "errors in 'step'"
-    assert errors.result is not None
+    assert isinstance(errors.result, ParallelResult)
     assert list(errors.result.errors.values()) == list(errors.exceptions)
 
 
@@ -100,7 +100,7 @@ async def test_branch_errors_pickle() -> None:
         assert type(again) is BranchErrors
         assert again.message == errors.message
         assert repr(again.exceptions) == repr(errors.exceptions)
-        assert again.result is not None
+        assert isinstance(again.result, ParallelResult)
         assert list(again.result) == ["a", "b", "c"]
         assert again.result["c"].output == 3
 
@@ -141,7 +141,7 @@ async def test_breached_pickles() -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is Breached
         assert (again.reason, str(again)) == ("too much", "too much")
-        assert again.result is not None
+        assert isinstance(again.result, ParallelResult)
         assert again.result.outputs == {"b": 2}
 
 
@@ -162,7 +162,7 @@ async def test_a_step_timeout_is_a_too_slow_error_with_what_there_is(
     error = await timed_out()
     assert isinstance(error, trio.TooSlowError)
     assert str(error) == "'x': step timed out after 3 s"
-    assert error.result is not None
+    assert isinstance(error.result, ParallelResult)
     assert error.result.outputs == {"a": 1}
     assert error.result["b"].status is BranchStatus.TIMED_OUT
 
@@ -172,7 +172,7 @@ async def test_a_step_timeout_pickles(autojump_clock: MockClock) -> None:
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is StepTimeout
         assert str(again) == str(error)
-        assert again.result is not None
+        assert isinstance(again.result, ParallelResult)
         assert again.result.outputs == {"a": 1}
 
 
@@ -205,7 +205,7 @@ async def test_unwrap_of_what_was_breached_says_so() -> None:
             nursery.start_soon("a", trio.sleep_forever)
             await until_nothing_is_ready()
             nursery.breach("stop")
-    assert breached.value.result is not None
+    assert isinstance(breached.value.result, ParallelResult)
     with pytest.raises(BranchNotDone, match=r"^'a' was breached: stop$"):
         breached.value.result["a"].unwrap()
 

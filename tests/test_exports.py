@@ -13,6 +13,7 @@ import pytest
 
 import trio_parallel_steps
 import trio_parallel_steps.abc
+import trio_parallel_steps.cache
 import trio_parallel_steps.limits
 import trio_parallel_steps.testing
 
@@ -30,21 +31,22 @@ CONTRACT = {
     5: "BudgetExceeded Budget Reservation map_branches Rate Retry Backpressure in_process hedged",
     7: "ResourceLimits PressureAction",
     8: """
-        ConcurrencyConfig ExecutionConfig
+        ConcurrencyConfig ExecutionConfig MergeStrategy MergeConflict OnBranchFailure Step step
+        ParallelStep Pipeline PipelineResult
     """,
 }
 
 # What the contract speaks of without giving it a line of its own.
 ADDED = {
     "NurseryOptions",  # "Unpack[NurseryOptions], checked by type checkers"
+    "JournalError",  # "refused with a clear error"
     "check_cancelled",  # in_thread's, on any host
     "Pressure",  # what Observer.pressure_changed is told
     "PressureLevel",  # what it holds
 }
 
 ABSENT = (  # until their issue
-    "CommandFailed MergeStrategy OnBranchFailure Step step ParallelStep Pipeline PipelineResult MergeConflict load_pipeline "
-    "ConfigError"
+    "CommandFailed load_pipeline ConfigError"
 )
 
 HOOKS = (
@@ -105,7 +107,7 @@ def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> N
         if isinstance(value, ModuleType) and not name.startswith("_")
     }
     # The others are packages of the design; their insides are their own.
-    assert modules - {"cli", "pressure", "testing"} == {"abc", "hosts", "limits"}
+    assert modules - {"cache", "cli", "pressure", "testing"} == {"abc", "hosts", "limits"}
 
 
 def test_abc_holds_what_others_implement() -> None:
@@ -129,6 +131,10 @@ def test_testing_has_its_names_and_no_others() -> None:
     assert public_names(trio_parallel_steps.testing) == set(TESTING.split())
 
 
+def test_cache_has_its_names_and_no_others() -> None:
+    assert public_names(trio_parallel_steps.cache) == {"Cache", "CacheWarning"}
+
+
 LIMITS = """
     Limit Sample Outcome
     FixedLimit AIMDLimit VegasLimit GradientLimit Gradient2Limit WindowedLimit KneeLimit
@@ -150,6 +156,7 @@ def test_limits_are_not_made_to_be_subclassed(name: str) -> None:
 
 
 PASSED_ON = [
+    *((trio_parallel_steps.cache, name) for name in ("Cache", "CacheWarning")),
     *((trio_parallel_steps.testing, name) for name in TESTING.split()),
     *((trio_parallel_steps.limits, name) for name in LIMITS.split()),
 ]
@@ -267,8 +274,8 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
-    "LimiterStatistics NurseryStatistics ParallelResult Pressure PressureAction PressureLevel "
-    "Rate ResourceLimits Retry StepResult Tally".split(),
+    "LimiterStatistics MergeStrategy NurseryStatistics ParallelResult Pressure PressureAction "
+    "PressureLevel Rate ResourceLimits Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

@@ -25,6 +25,7 @@ from trio_parallel_steps import (
     Breach,
     Breached,
     Budget,
+    ParallelResult,
     StepTimeout,
     hedged,
     map_branches,
@@ -333,7 +334,7 @@ def test_a_breach_goes_with_its_result() -> None:
                 switch.trip("enough")
                 await trio.sleep_forever()
         except Breached as breached:
-            assert breached.result is not None
+            assert isinstance(breached.result, ParallelResult)
             output: Any = breached.result["a"].output
             return [weakref.ref(output), weakref.ref(nursery)]
         raise AssertionError("unreachable")

@@ -12,6 +12,7 @@ from trio_parallel_steps import (
     COLLECT,
     BranchErrors,
     Breached,
+    ParallelResult,
     check_cancelled,
     current_branch,
     in_thread,
@@ -107,7 +108,7 @@ async def test_a_stopped_step_waits_for_its_thread_and_keeps_what_it_returns() -
             await held.runs.wait()
             nursery.breach("now")
             held.go.set()
-    assert caught.value.result is not None
+    assert isinstance(caught.value.result, ParallelResult)
     assert statuses(caught.value.result) == {"thread": SUCCEEDED, "waits": SKIPPED}
     assert caught.value.result["thread"].output == "finished"
 

@@ -6,6 +6,7 @@ from ._breach import Breach as Breach
 from ._config import (
     ConcurrencyConfig as ConcurrencyConfig,
     ExecutionConfig as ExecutionConfig,
+    OnBranchFailure as OnBranchFailure,
 )
 from ._cpus import usable_cpus as usable_cpus
 from ._errors import (
@@ -14,6 +15,8 @@ from ._errors import (
     BranchNotDone as BranchNotDone,
     Breached as Breached,
     BudgetExceeded as BudgetExceeded,
+    JournalError as JournalError,
+    MergeConflict as MergeConflict,
     StepTimeout as StepTimeout,
 )
 from ._hedged import hedged as hedged
@@ -23,6 +26,7 @@ from ._limiter import (
     LimitLike as LimitLike,
 )
 from ._map import map_branches as map_branches
+from ._merge import MergeStrategy as MergeStrategy
 from ._nursery import (
     BranchNursery as BranchNursery,
     NurseryStatistics as NurseryStatistics,
@@ -36,6 +40,8 @@ from ._outcomes import (
     ParallelResult as ParallelResult,
     StepResult as StepResult,
 )
+from ._parallel import ParallelStep as ParallelStep
+from ._pipeline import Pipeline as Pipeline, PipelineResult as PipelineResult
 from ._policies import (
     COLLECT as COLLECT,
     FAIL_FAST as FAIL_FAST,
@@ -62,4 +68,5 @@ from ._run_branches import (
     run_branches_sync as run_branches_sync,
 )
 from ._spending import Budget as Budget, Reservation as Reservation
+from ._steps import Step as Step, step as step
 from ._threads import check_cancelled as check_cancelled, in_thread as in_thread

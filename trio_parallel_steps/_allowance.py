@@ -117,6 +117,23 @@ class Allowance:
             return committed + memory_mb <= self._fit_mb
         return self._unreserved < self._window and committed + self._need <= self._hold_mb
 
+    def admit(self) -> Ticket | None:
+        """One that reserves nothing, if it may be admitted; else None."""
+        running, need = self._unreserved, self._need
+        if self._readings and not (
+            running < self._window
+            and self._base + self._reserved + (running + 1) * need <= self._hold_mb
+            and self._seen + self._new_reserved + (self._new + 1) * need <= self._hold_mb
+        ):
+            return None
+        ticket = Ticket(0.0, self._seen, self._readings)
+        self._live[ticket] = None
+        self._unreserved = running = running + 1
+        self._new += 1
+        if running > self._most:
+            self._most = running
+        return ticket
+
     def admitted(self, memory_mb: float = 0.0) -> Ticket:
         ticket = Ticket(memory_mb, self._seen, self._readings)
         self._live[ticket] = None

@@ -46,9 +46,11 @@ class Announcer:
                 warn(f"{hook}() of {observer!r} raised {said(exc)}: it is told no more", exc)
 
 
-def warn(message: str, exc: Exception | None = None) -> None:
+def warn(
+    message: str, exc: Exception | None = None, kind: type[RuntimeWarning] = RuntimeWarning
+) -> None:
     """Where warnings are errors they still disturb no branch: then it is logged."""
     try:
-        warnings.warn(message, RuntimeWarning, stacklevel=1, source=exc)
+        warnings.warn(message, kind, stacklevel=1, source=exc)
     except RuntimeWarning:
         logging.getLogger(__name__).error(message, exc_info=exc)

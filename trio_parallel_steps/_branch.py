@@ -13,6 +13,7 @@ from .hosts import current_run, protected
 if TYPE_CHECKING:
     from ._core import StepCore
     from ._outcomes import StepResult
+    from ._parking import Awaited
     from ._records import Waker
     from .hosts._abc import Event, Run
 
@@ -65,6 +66,10 @@ class Branch(Record, Generic[T], metaclass=NoPublicConstructor):
         if step is None:
             return False
         step.run.check_thread()
+        if not step.cancels_branches:
+            raise RuntimeError(
+                f"{self!r} can't be cancelled by itself: its step has individual_cancellation=False"
+            )
         return step.cancel(self, "cancelled" if reason is None else reason)
 
     @protected
@@ -130,7 +135,7 @@ class ParkingEvent(Wait):
 
     __slots__ = ("_event",)
 
-    def __init__(self, record: Record, target: Record | StepCore, event: Event) -> None:
+    def __init__(self, record: Record, target: Record | StepCore | Awaited, event: Event) -> None:
         super().__init__(record, target)
         self._event: Event = event
 
@@ -146,7 +151,7 @@ class ParkingEvent(Wait):
 
 
 def parking_event(
-    run: Run, waiter: Record | None, target: Record | StepCore, wakers: list[Waker]
+    run: Run, waiter: Record | None, target: Record | StepCore | Awaited, wakers: list[Waker]
 ) -> Event | ParkingEvent:
     """One of `wakers`, before its wait begins: an eager branch that then gets the token sees it, if
     it would wait for the waiter."""

@@ -5,10 +5,10 @@ No watcher: tripping it cancels each step's root scope synchronously, in the cal
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from ._records import Cause
-from ._util import check_str
+from ._util import check_str, expected
 from .hosts import protected
 
 if TYPE_CHECKING:
@@ -62,3 +62,9 @@ class Breach:
     def __repr__(self) -> str:
         state = "" if self._reason is None else f" tripped: {self._reason}"
         return f"<Breach of {len(self._steps)} open steps{state}>"
+
+
+def check_breach(breach: Any) -> Breach | None:
+    if not isinstance(breach, Breach | None):
+        raise TypeError(expected("breach", "a Breach or None", breach))
+    return breach

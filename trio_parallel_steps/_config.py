@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from typing import Any, Self, final
@@ -60,6 +61,16 @@ def _check_usage(
 
 def _rules(rules: Any) -> tuple[CancelRule, ...]:
     return check_all("cancel_rules", rules, CancelRule)
+
+
+@final
+class OnBranchFailure(enum.Enum):
+    """What a failed branch means to its parallel step."""
+
+    PROPAGATE = "propagate"
+    """siblings run to their end, then the step fails"""
+    IGNORE = "ignore"
+    """the step succeeds if at least one branch did"""
 
 
 @final

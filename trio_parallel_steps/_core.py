@@ -66,6 +66,7 @@ class StepCore:
         "announcer",
         "body_open",
         "budget",
+        "cancels_branches",
         "cause",
         "closed",
         "crashes",
@@ -138,6 +139,7 @@ class StepCore:
         self.depth: int = 0 if parent is None or parent._step is None else parent._step.depth + 1
         self.timeout: float = timeout
         self.budget: Budget | None = budget
+        self.cancels_branches: bool = True  # may its users stop one by itself?
         self.drains: bool = drains  # a breach lets what runs end by itself
         self._drained_for: str | None = None  # the reason of such a breach
         self.exceeded: BudgetExceeded | None = None  # a copy of the refusal that breached it

@@ -11,9 +11,10 @@ from trio import TooSlowError as TooSlowError
 from ._util import check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from ._outcomes import ParallelResult
+    from ._pipeline import PipelineResult
 
 
 class _Group:
@@ -61,9 +62,11 @@ class Breached(Exception):
     """The step was stopped as a whole.  Branch errors met while unwinding are its ``__cause__``."""
 
     reason: str
-    result: ParallelResult[Any, Any] | None
+    result: ParallelResult[Any, Any] | PipelineResult | None
 
-    def __init__(self, reason: str, result: ParallelResult[Any, Any] | None = None) -> None:
+    def __init__(
+        self, reason: str, result: ParallelResult[Any, Any] | PipelineResult | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.result = result
@@ -91,7 +94,7 @@ class BudgetExceeded(Breached):
         limit: float,
         used: float,
         requested: float,
-        result: ParallelResult[Any, Any] | None = None,
+        result: ParallelResult[Any, Any] | PipelineResult | None = None,
     ) -> None:
         super().__init__(
             f"budget exceeded: {requested} {resource} requested, {used} of {limit} used", result
@@ -103,7 +106,7 @@ class BudgetExceeded(Breached):
         # The books that were asked, up to the one that refused; not known of a copy.
         self._asked: tuple[object, ...] = ()
 
-    def again(self, result: ParallelResult[Any, Any] | None) -> BudgetExceeded:
+    def again(self, result: ParallelResult[Any, Any] | PipelineResult | None) -> BudgetExceeded:
         """One equal in its fields, to be raised elsewhere."""
         return BudgetExceeded(self.resource, self.limit, self.used, self.requested, result)
 
@@ -138,6 +141,38 @@ class Backpressure(Exception):
         self.retry_after = retry_after
 
 
+class JournalError(ValueError):
+    """The file can't be the journal of this run: it is another pipeline's or another version's, in
+    use by another run, no journal at all, or it can't be written.  The text says which, and what to
+    do."""
+
+
 class BranchNotDone(Exception):
     """There is no output: the branch was cancelled, breached, timed out or skipped, or a policy was
     not met."""
+
+
+class MergeConflict(Exception):
+    """Two branches of a step changed one value of the context in different ways.
+
+    >>> str(MergeConflict(("totals", "usd"), ("a", "b")))
+    "branches 'a' and 'b' changed context['totals']['usd'] in different ways"
+    """
+
+    path: tuple[Hashable, ...]
+    """the keys, or names of fields, that lead to the value"""
+    branches: tuple[str, str]
+    """the names of the two"""
+
+    def __init__(self, path: tuple[Hashable, ...], branches: tuple[str, str]) -> None:
+        super().__init__(path, branches)
+        self.path = path
+        self.branches = branches
+
+    def __str__(self) -> str:
+        first, second = self.branches
+        return f"branches {first!r} and {second!r} changed {path_of(self.path)} in different ways"
+
+
+def path_of(path: tuple[Hashable, ...]) -> str:
+    return "".join(["context", *(f"[{key!r}]" for key in path)])

@@ -13,9 +13,16 @@ if TYPE_CHECKING:
     from ._resources import ResourceLimits
 
 
-def guard(step: StepCore, limits: ResourceLimits, *, watches_memory: bool = False) -> None:
+def guard(
+    step: StepCore,
+    limits: ResourceLimits,
+    *,
+    watches_memory: bool = False,
+    watches_lag: bool = False,
+) -> None:
     """Until the step is left; of the first reading it is told at once."""
-    guarding = step.guarding = Guarding(step, Guards(limits, watches_memory=watches_memory))
+    guards = Guards(limits, watches_memory=watches_memory, watches_lag=watches_lag)
+    guarding = step.guarding = Guarding(step, guards)
     sampler = current_sampler(step.run)
     guarding.hasten = sampler.hasten
     guarding.leave = sampler.subscribe(guarding.told)

@@ -10,6 +10,8 @@
    only one.  The next is not told to stop before the last is out and its memory could come back.
    A branch that was shed is queued again, as a new try, once memory is back, or none runs.
 5. One that has been shed ALONE times runs alone.
+6. While nothing is pressed, set aside, shed or reserved, there is nothing to look at: then a branch
+   costs two counts (`_is_quiet`).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Guarding:
     __slots__ = (
         "_alone",
         "_aside",
+        "_is_quiet",
         "_leaves",
         "_reserved",
         "_shed",
@@ -69,6 +72,7 @@ class Guarding:
         self._shed: dict[Record, None] = {}  # until memory is back
         self._alone: Record | None = None
         self._settled_at: float = 0.0  # after the last that was shed
+        self._is_quiet: bool = True
 
     def submitted(self, record: Record) -> None:
         if self.guards.limits.action is PressureAction.SHED and record._tries is None:
@@ -77,15 +81,22 @@ class Guarding:
 
     def reserve(self, record: Record, memory_mb: float) -> None:
         self._reserved[record] = memory_mb
+        self._is_quiet = False
 
     # ------------------------------------------------------------ leave to be admitted
 
     def lets(self, entry: Entry) -> bool:
         """Has who is first in the queue leave?  If not, it is set aside."""
         record = entry[3]
-        if record in self._leaves or self._give_leave(record):
+        if record in self._leaves:
+            return True
+        if self._is_quiet and (ticket := self.guards.admit()) is not None:
+            self._leaves[record] = ticket
+            return True
+        if self._give_leave(record):
             return True
         heappush(self._aside_for(record), entry)
+        self._is_quiet = False
         return False
 
     def _aside_for(self, record: Record) -> list[Entry]:
@@ -155,8 +166,20 @@ class Guarding:
         self.look()
         if any(self._aside) or self._shed:
             self.hasten()
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        self._is_quiet = (
+            self.guards.is_quiet
+            and not (any(self._aside) or self._shed or self._reserved)
+            and self._alone is self._shedding is None
+        )
 
     def ended(self, record: Record) -> None:
+        if self._is_quiet:
+            if (ticket := self._leaves.pop(record, None)) is not None:
+                self.guards.ended(ticket)
+            return
         self._reserved.pop(record, None)
         self._shed.pop(record, None)
         self.tried(record)
@@ -179,6 +202,7 @@ class Guarding:
         if self.guards.is_memory_back or len(self._leaves) <= step.parked:
             self._queue_again()
         self.look()
+        self._note_quiet()
         return self.guards.interval()
 
     def _take_leave_back(self) -> None:
@@ -228,7 +252,7 @@ class Guarding:
         to_queue(self._step, record)
         give_up_in_time(self._step, record)
         self._shed[record] = None
-        self.tried(record)
+        self.tried(record)  # and nothing is quiet
         if self._step.observers:
             self._step.tell("branch_queued", record)
 

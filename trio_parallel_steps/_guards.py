@@ -51,6 +51,7 @@ MEMORY: Final = Thresholds((0.70, 0.80, 0.85, 0.95), (0.65, 0.75, 0.75, 0.85))
 STALLS: Final = Thresholds((0.05, 0.10, 0.25, inf), (0.02, 0.05, 0.10, inf))
 CPU: Final = Thresholds((1.0, inf, inf, inf), (0.95, inf, inf, inf))
 LAG: Final = Thresholds((1.0, 2.5, 12.5, inf), (0.75, 2.0, 2.5, inf))
+LAG_S: Final = 0.02
 ACTING: Final = Thresholds((0.9, inf, inf, 1.0), (0.8, inf, inf, 0.9))
 
 
@@ -135,7 +136,15 @@ def _cpu(limits: ResourceLimits, reading: Reading) -> tuple[float, str] | None:
 
 
 def _lag(limits: ResourceLimits, reading: Reading) -> tuple[float, str] | None:
-    lag, limit = reading.loop_lag, limits.max_loop_lag
+    return _lag_over(limits.max_loop_lag, reading)
+
+
+def _own_lag(limits: ResourceLimits, reading: Reading) -> tuple[float, str] | None:
+    return _lag_over(LAG_S, reading)
+
+
+def _lag_over(limit: float | None, reading: Reading) -> tuple[float, str] | None:
+    lag = reading.loop_lag
     if lag is None or limit is None:
         return None
     return lag / limit, f"{lag * 1000:.0f} ms, limit {limit * 1000:g} ms"
@@ -182,12 +191,19 @@ class Guards:
     """The guards of one step.
 
     `watches_memory`: against what the host and the cgroups allow even without a limit of the
-    user's; admissions do not ramp up then.
+    user's; admissions do not ramp up then.  `watches_lag`: against `LAG_S` if the user has set no
+    limit of it; that holds and shrinks, whatever the user's action is.
     """
 
     __slots__ = ("_allowance", "_guards", "_interval", "_pace", "limits", "pressure")
 
-    def __init__(self, limits: ResourceLimits, *, watches_memory: bool = False) -> None:
+    def __init__(
+        self,
+        limits: ResourceLimits,
+        *,
+        watches_memory: bool = False,
+        watches_lag: bool = False,
+    ) -> None:
         self.limits: ResourceLimits = limits
         self.pressure: Pressure | None = None  # by the last reading
         self._allowance = Allowance(ramps=limits.limits_memory)
@@ -202,6 +218,8 @@ class Guards:
             self._guards["cpu"] = Guard(ACTING if acts else CPU), _cpu
         if limits.max_loop_lag is not None:
             self._guards["loop lag"] = Guard(ACTING if acts else LAG), _lag
+        elif watches_lag:
+            self._guards["loop lag"] = Guard(LAG), _own_lag
 
     # ------------------------------------------------------------ readings
 
@@ -284,6 +302,19 @@ class Guards:
         if memory_mb or "memory" in self._guards:
             return None if self._allowance.may_admit(memory_mb) else "memory"
         return None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Is nothing pressed, and is CPU not paced?"""
+        is_easy = self.pressure is None or self.pressure.level is PressureLevel.OK
+        return is_easy and self._pace.window == inf
+
+    def admit(self) -> Ticket | None:
+        """One that reserves nothing, while all is quiet.  None if that needs a closer look."""
+        ticket = self._allowance.admit()
+        if ticket is not None:
+            self._pace.running += 1
+        return ticket
 
     def admitted(self, memory_mb: float = 0.0) -> Ticket:
         """One was: keep what this returns, for `ended`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, final
 import attrs
 
 from ._branch import Branch, enclosing_branch, go_on
-from ._breach import Breach
+from ._breach import Breach, check_breach
 from ._core import StepCore
 from ._endings import conclude
 from ._errors import Breached
@@ -309,8 +309,7 @@ def open_branch_nursery(
         raise ValueError("only one of `fail_after` and `move_on_after` can be given")
     check_host(host)
     check_seconds("redeliver", redeliver)
-    if not isinstance(breach, Breach | None):
-        raise TypeError(expected("breach", "a Breach or None", breach))
+    check_breach(breach)
     if check_str("on_breach", on_breach) not in ("cancel", "drain"):
         raise ValueError(expected("on_breach", "'cancel' or 'drain'", on_breach))
     return BranchNurseryManager._create(

@@ -82,6 +82,11 @@ class StepResult(Generic[T_co]):
     completion_index: int | None
     """0 for the first branch of the step to end; None if skipped"""
     from_cache: bool = False
+    """whether its output was kept of an earlier call or run: in a cache, or in a journal"""
+    branches: "ParallelResult[Any, Any] | None" = None
+    """of a parallel step: what became of its branches"""
+    steps: "tuple[StepResult[Any], ...]" = ()
+    """of a pipeline: what became of its steps"""
 
     @property
     def success(self) -> bool:

@@ -8,7 +8,8 @@
 4. A wait of a task that has outlived its branch, or the attempt, lends and asks for nothing.
 5. A branch that was told to stop waits for no token: it goes on at once, over the cap if need be,
    and counts until it has ended.
-6. A wait that would close a circle is refused as it begins: who waits for the waiter, directly or
+6. A wait for a call (`Awaited`) is one for the branch that makes it.
+7. A wait that would close a circle is refused as it begins: who waits for the waiter, directly or
    through others, is found backwards from it.  Records are born waiting for nothing.
 """
 
@@ -22,6 +23,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ._core import StepCore
+    from ._records import Waker
+
+
+class Awaited:
+    """A call that others than its caller wait for.  It stands among what the end of the branch that
+    makes it sets, and is deaf to that."""
+
+    __slots__ = ("leader", "name", "waits")
+
+    def __init__(self, name: str) -> None:
+        self.name: str = name
+        self.leader: Record | None = None  # the branch; None for a plain task
+        self.waits: list[Waker] = []
+
+    def set(self) -> None:
+        """The branch has ended: a task of its own may still be at it."""
+
+    def what(self) -> str:
+        by = "" if self.leader is None else f", made by {self.leader.key!r}"
+        return f"an equal call of {self.name}{by}"
 
 
 class Wait:
@@ -29,9 +50,9 @@ class Wait:
 
     __slots__ = ("_attempt", "has_begun", "is_over", "record", "target")
 
-    def __init__(self, record: Record, target: Record | StepCore) -> None:
+    def __init__(self, record: Record, target: Record | StepCore | Awaited) -> None:
         self.record: Record = record
-        self.target: Record | StepCore = target
+        self.target: Record | StepCore | Awaited = target
         self.has_begun: bool = False
         self.is_over: bool = True
         self._attempt: int = record.attempts
@@ -46,6 +67,8 @@ class Wait:
         target = self.target
         if isinstance(target, Record):
             return repr(target.key)
+        if isinstance(target, Awaited):
+            return target.what()
         return f"step {target.name!r}, {target.outstanding} to end"
 
     def end(self) -> None:
@@ -162,8 +185,9 @@ def _waiting_for(record: Record) -> Iterable[Record]:
     if step.parent is not None:
         yield step.parent
     for waker in (*(record._done or ()), *step.listeners):
-        if isinstance(waker, Wait) and not waker.is_over and waker.is_of_this_try():
-            yield waker.record
+        for wait in waker.waits if isinstance(waker, Awaited) else (waker,):
+            if isinstance(wait, Wait) and not wait.is_over and wait.is_of_this_try():
+                yield wait.record
 
 
 def _path(record: Record, came_from: dict[Record, Record | None]) -> str:

@@ -83,6 +83,7 @@ class Record:
 
     __slots__ = (
         "__weakref__",
+        "_added",
         "_args",
         "_cause",
         "_context",
@@ -147,6 +148,8 @@ class Record:
         self._value: Any = None  # what it returned or raised
         self._done: list[Waker] | None = None  # to be set as it ends
         self._result: StepResult[Any] | None = None
+        # What the steps layer adds to its result: the last fields of a StepResult.
+        self._added: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -186,6 +189,7 @@ class Record:
                 self.started_at,
                 self.ended_at,
                 self.completion_index,
+                *self._added,
             )
         return self._result
 

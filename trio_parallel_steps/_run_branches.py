@@ -55,8 +55,8 @@ async def run_branches(
         raise TypeError(expected("branches", "a mapping from key to async function", branches))
     _check_async_fns(branches)
     check_seconds("branch_timeout", branch_timeout)
-    _check_ints("priorities", priorities, branches)
-    _check_ints("weights", weights, branches, 1)
+    check_ints("priorities", priorities, branches)
+    check_ints("weights", weights, branches, 1)
     check_retry(retry)
     manager = open_branch_nursery(limit, **nursery_options)
     if weights:
@@ -80,7 +80,7 @@ def _check_async_fns(branches: Mapping[Any, Callable[[], Awaitable[Any]]]) -> No
         raise first
 
 
-def _check_ints(
+def check_ints(
     name: str,
     numbers: Mapping[Any, int] | None,
     branches: Mapping[Any, Any],

@@ -79,8 +79,10 @@ def check_str(name: str, value: str) -> str:
     return value
 
 
-def check_all(name: str, values: Iterable[T], kind: type[T]) -> tuple[T, ...]:
-    what = f"an iterable of {kind.__name__}"
+def check_all(
+    name: str, values: Iterable[T], kind: type[T], what: str | None = None
+) -> tuple[T, ...]:
+    what = what or f"an iterable of {kind.__name__}"
     try:
         listed = tuple(values)
     except TypeError:

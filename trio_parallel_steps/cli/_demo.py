@@ -94,7 +94,7 @@ async def run_jobs(
             result, breached = step.result, False
         seconds = progress.elapsed
         around.cancel_scope.cancel()
-    assert result is not None  # only at a refused call has a Breached none
+    assert isinstance(result, ParallelResult)  # only at a refused call has a Breached none
     census = [job.key for job in jobs if not job.sample]
     counted = {key: result[key].unwrap() for key in census if result[key].success}
     return Finish(result, counted, len(census), seconds, interrupted.is_set(), breached)

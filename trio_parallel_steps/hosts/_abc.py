@@ -91,6 +91,10 @@ class Run(Protocol):
         """Deaf to cancellations; on asyncio, one that was met is raised after it."""
 
     async def run_in_thread(self, sync_fn: Callable[[], Any]) -> Any: ...
+    async def finish_in_thread(self, sync_fn: Callable[[], None]) -> None:
+        """It is run, and waited for, deaf to cancellations; on asyncio, one that was met is raised
+        after it (or by the task's next await)."""
+
     async def run_in_process(self, call: Call) -> Any: ...
 
 

@@ -99,6 +99,9 @@ class AsyncioRun(BaseRun):
             self._threads = ThreadPoolExecutor(1_000_000, "in_thread")
         return await run_in_thread(self._threads, sync_fn)
 
+    async def finish_in_thread(self, sync_fn: Callable[[], None]) -> None:
+        await self.run_in_thread(sync_fn)  # begins at once, and outlasts what it meets
+
     async def run_in_process(self, call: Call) -> Any:
         if self._workers is None:
             from ._asyncio_processes import LoopWorkers  # needs an extra

@@ -121,6 +121,10 @@ class TrioRun(BaseRun):
         context.run(thread_check.set, trio.from_thread.check_cancelled)
         return await trio.to_thread.run_sync(context.run, sync_fn, limiter=unlimited)
 
+    async def finish_in_thread(self, sync_fn: Callable[[], None]) -> None:
+        with trio.CancelScope(shield=True):
+            await self.run_in_thread(sync_fn)
+
     async def run_in_process(self, call: Call) -> Any:
         from ._trio_processes import run_in_process  # needs an extra
 

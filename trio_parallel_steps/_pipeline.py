@@ -1,0 +1,303 @@
+"""`Pipeline`: units one after another.
+
+1. A pipeline is a step of the engine, whose branches are its units, submitted one at a time.  Each
+   is given what the last one returned.
+2. A parallel step in it opens within its branch, which is parked meanwhile, so that the pipeline's
+   limit is one for all that runs in it, however deep.
+3. A unit that does not succeed ends it.  What was done until then is in the result, whatever ended
+   it.
+4. What a breach does to the unit that runs is that unit's to say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, final
+
+import attrs
+
+from ._breach import Breach, check_breach
+from ._config import ExecutionConfig, check_execution
+from ._errors import BranchNotDone, Breached, BudgetExceeded
+from ._outcomes import BranchStatus, StepResult, said
+from ._parallel import ParallelStep, is_timeout
+from ._resources import PressureAction
+from ._spending import Budget, check_budget
+from ._units import Around, Held, Unit, add_to_result, limit_here, start
+from ._util import check_all, check_str
+from .abc import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from ._nursery import BranchNursery
+
+
+STEPS: Final = "an iterable of Step, ParallelStep or Pipeline"
+
+
+@final
+@attrs.frozen(eq=False)
+class PipelineResult:
+    """What became of a pipeline.  Pickles if its contents do."""
+
+    success: bool
+    output: Any
+    """what the last step returned; None unless the pipeline succeeded"""
+    context: Any
+    """as its steps have left it; the caller's own object is never written to"""
+    steps: tuple[StepResult[Any], ...]
+    """those that were begun; a parallel step's has ``.branches``"""
+    feedback: str | None
+    """one sentence about what did not succeed; None on success"""
+    usage: dict[str, float]
+    """what was spent, by unit, failed branches included"""
+
+
+@final
+class Pipeline(Unit):
+    """Steps one after another, each given the output of the one before.  A failed step ends it.
+
+    `steps` are steps, parallel steps and other pipelines; ``>>`` makes one too.  Of several with
+    one name, the second is called ``name#2`` in the result.  `execution_config` is for the whole
+    run.  `version` tells a journal that the pipeline does something else now.
+
+    >>> import trio
+    >>> from trio_parallel_steps import Step
+    >>> async def words(data):
+    ...     return data.split()
+    >>> async def count(data):
+    ...     return len(data)
+    >>> pipeline = Step("words", words) >> Step("count", count)
+    >>> trio.run(pipeline.run, "to be or not").output
+    4
+    """
+
+    __slots__ = ("_units", "execution_config", "steps", "version")
+
+    steps: tuple[Unit, ...]
+    execution_config: ExecutionConfig
+    version: str
+
+    def __init__(
+        self,
+        steps: Iterable[Unit],
+        execution_config: ExecutionConfig | None = None,
+        *,
+        name: str = "pipeline",
+        version: str = "",
+    ) -> None:
+        super().__init__(name)
+        self.steps = check_all("steps", steps, Unit, STEPS)  # type: ignore[type-abstract]
+        self._units: dict[str, Unit] = dict(_named(self.steps))
+        self.execution_config = (
+            ExecutionConfig() if execution_config is None else check_execution(execution_config)
+        )
+        self.version = check_str("version", version)
+        limits = self.execution_config.resource_limits
+        if limits is not None and limits.action is PressureAction.SHED:
+            _check_sheds(self)
+
+    async def run(
+        self,
+        data: Any = None,
+        *,
+        context: Any = None,
+        budget: Budget | None = None,
+        breach: Breach | None = None,
+        journal: Any = None,
+        observers: Iterable[Observer] = (),
+    ) -> PipelineResult:
+        """Run it.  A checkpoint.
+
+        With a `journal`, a path, each step and branch that succeeds is recorded there durably as
+        it ends, and a run that finds it there does not run it again.  Their outputs, and the
+        contexts that they change, have to pickle; data and context have to be what a `cache.Cache`
+        can key.  `JournalError` for a journal of another pipeline, version, data or context, or one
+        that is in use.
+
+        Raises `Breached`, with the PipelineResult so far; every other Exception is in the result.
+        """
+        around = Around(
+            Budget(check_budget(budget)),
+            check_breach(breach),
+            check_all("observers", observers, Observer),
+        )
+        running = _Running(self, data, Held.of(context, self), around)
+        if journal is None:
+            return await running.alone()
+        return await _journalled(running, journal)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name!r}: {' >> '.join(self._units)}>"
+
+    # ------------------------------------------------------------ inside
+
+    @property
+    def takes_context(self) -> bool:
+        return any(unit.takes_context for unit in self.steps)
+
+    def branch(
+        self, name: str, data: Any, held: Held, around: Around
+    ) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
+        return _Running(self, data, held, around.within(name)).as_branch, ()
+
+    def within(self) -> Iterator[Unit]:
+        return iter(self.steps)
+
+    def described(self) -> Any:
+        steps = {name: unit.described() for name, unit in self._units.items()}
+        return {"steps": steps, "version": self.version}
+
+
+def joined(left: Unit, right: Unit) -> Pipeline:
+    """``left >> right``: one pipeline, as far as that has no say of its own in how it runs."""
+    if isinstance(left, Pipeline):
+        config, name, version = left.execution_config, left.name, left.version
+        return Pipeline((*left.steps, *_parts(right)), config, name=name, version=version)
+    return Pipeline((left, *_parts(right)))
+
+
+def _parts(unit: Unit) -> tuple[Unit, ...]:
+    if not isinstance(unit, Pipeline):
+        return (unit,)
+    is_plain = unit.execution_config == ExecutionConfig() and not unit.version
+    return unit.steps if is_plain and unit.name == "pipeline" else (unit,)
+
+
+def _named(units: Iterable[Unit]) -> Iterator[tuple[str, Unit]]:
+    seen: dict[str, int] = {}
+    for unit in units:
+        times = seen[unit.name] = seen.get(unit.name, 0) + 1
+        yield unit.name if times == 1 else f"{unit.name}#{times}", unit
+
+
+def _check_sheds(unit: Unit) -> None:
+    for part in unit.within():
+        if isinstance(part, ParallelStep) and not part.concurrency.individual_cancellation:
+            raise ValueError(
+                f"PressureAction.SHED needs individual_cancellation=True, "
+                f"which {part.name!r} has not"
+            )
+        _check_sheds(part)
+
+
+# ---------------------------------------------------------------- a run of it
+
+
+class _Running:
+    """One run of a pipeline."""
+
+    __slots__ = ("_around", "_data", "_failed", "_held", "_pipeline", "_steps")
+
+    def __init__(self, pipeline: Pipeline, data: Any, held: Held, around: Around) -> None:
+        config = pipeline.execution_config
+        if config.usage_limits is not None:
+            around = attrs.evolve(around, budget=Budget(around.budget, **config.usage_limits))
+        if config.resource_limits is not None:
+            around = attrs.evolve(around, resources=config.resource_limits)
+        self._pipeline = pipeline
+        self._data = data
+        self._held = held
+        self._around: Around = around
+        self._steps: tuple[StepResult[Any], ...] = ()
+        self._failed: StepResult[Any] | None = None
+
+    async def alone(self) -> PipelineResult:
+        output, feedback = None, None
+        try:
+            output = await self._output()
+        except Breached as breached:
+            told = breached.reason
+            result = self._result(None, told)
+            raise again(breached, result) from breached.__cause__
+        except Exception as exc:
+            stopped = [step.feedback for step in self._steps if not step.success]
+            feedback = stopped[-1] if stopped else said(exc)
+        return self._result(output, feedback)
+
+    async def as_branch(self) -> Any:
+        try:
+            return await self._output()
+        finally:
+            add_to_result(False, None, self._steps)
+
+    def _result(self, output: Any, feedback: str | None) -> PipelineResult:
+        usage = self._around.budget.settled()
+        return PipelineResult(
+            feedback is None, output, self._held.value, self._steps, feedback, usage
+        )
+
+    async def _output(self) -> Any:
+        """Of the last step; raises what the pipeline failed with."""
+        pipeline, around = self._pipeline, self._around
+        config = pipeline.execution_config
+        limit = config.max_parallel_steps
+        nursery: BranchNursery | None = None
+        try:
+            async with around.open(
+                limit_here() if limit is None else limit,
+                name=pipeline.name,
+                fail_after=config.timeout,
+                resources=around.resources,
+            ) as nursery:
+                output = await self._one_after_another(nursery)
+        finally:
+            if nursery is not None:
+                self._steps = tuple(map(as_told, nursery.result.values()))
+        failed = self._failed
+        if failed is None:
+            return output
+        if failed.exception is not None:
+            raise failed.exception
+        raise BranchNotDone(failed.feedback)
+
+    async def _one_after_another(self, nursery: BranchNursery) -> Any:
+        data, around = self._data, self._around
+        for name, unit in self._pipeline._units.items():
+            nursery._core.drains = unit.lets_run
+            branch = start(nursery, name, unit, data, self._held, around)
+            result = await branch.wait()
+            if not result.success:
+                self._failed = as_told(result)
+                return None
+            data = result.output
+        return data
+
+
+def as_told(result: StepResult[Any]) -> StepResult[Any]:
+    """Of a unit, by what it raised: its own timeout, and a breach within it, are no failures of
+    its code."""
+    exc = result.exception
+    if result.status is not BranchStatus.FAILED:
+        return result
+    if is_timeout(exc, result.branches):
+        return attrs.evolve(result, status=BranchStatus.TIMED_OUT, reason=str(exc))
+    if isinstance(exc, Breached):
+        return attrs.evolve(result, status=BranchStatus.BREACHED, reason=exc.reason)
+    return result
+
+
+def again(breached: Breached, result: PipelineResult) -> Breached:
+    """What a step raised, as the pipeline raises it."""
+    if isinstance(breached, BudgetExceeded):
+        return breached.again(result)
+    return Breached(breached.reason, result)
+
+
+async def _journalled(running: _Running, path: Any) -> PipelineResult:
+    pipeline = running._pipeline
+    from ._canonical import canonical, text  # with what they need, for who has a journal
+    from ._journal import open_journal
+
+    try:
+        described = {"name": pipeline.name, **pipeline.described()}
+    except TypeError as exc:
+        raise TypeError(f"a step can't be known again by a journal: {exc}") from exc
+    for argument, value in (("data", running._data), ("context", running._held.value)):
+        try:
+            described[argument] = canonical(value)
+        except TypeError as exc:
+            raise TypeError(f"`{argument}` can't be known again by a journal: {exc}") from exc
+    async with open_journal(path, text(described), pipeline.version) as journal:
+        running._around = attrs.evolve(running._around, journal=journal)
+        return await running.alone()
