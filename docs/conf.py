@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
     # Of others, whose inventories would have to be fetched.
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|enum|fnmatch|types|typing)\.\w+"),
     (r"py:.*", r"trio\.[\w.]+"),
-    (r"py:class", r"AbstractAsyncContextManager"),  # as the signature has it
+    (r"py:class", r"AbstractAsyncContextManager|Path"),  # as signatures have them
     # Type variables, which have no entry.
     (r"py:class", rf"({project}\.(\w+\.)?_\w+\.)?(K|P|T|T_co)"),
 ]

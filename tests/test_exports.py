@@ -32,7 +32,7 @@ CONTRACT = {
     7: "ResourceLimits PressureAction",
     8: """
         ConcurrencyConfig ExecutionConfig MergeStrategy MergeConflict OnBranchFailure Step step
-        ParallelStep Pipeline PipelineResult
+        ParallelStep Pipeline PipelineResult CommandFailed
     """,
 }
 
@@ -40,13 +40,15 @@ CONTRACT = {
 ADDED = {
     "NurseryOptions",  # "Unpack[NurseryOptions], checked by type checkers"
     "JournalError",  # "refused with a clear error"
+    "command",  # the branch that a CommandFailed is of
+    "CommandOutput",
     "check_cancelled",  # in_thread's, on any host
     "Pressure",  # what Observer.pressure_changed is told
     "PressureLevel",  # what it holds
 }
 
 ABSENT = (  # until their issue
-    "CommandFailed load_pipeline ConfigError"
+    "load_pipeline ConfigError"
 )
 
 HOOKS = (
@@ -64,6 +66,7 @@ MEMBERS = {
         raise_for_errors to_dict
     """,
     "Backpressure": "retry_after",
+    "CommandFailed": "exit_code",
     "BranchLimiter": """
         total_tokens borrowed_tokens available_tokens statistics pause resume stall_report
     """,
@@ -273,7 +276,7 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule Decision "
+    "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule CommandOutput Decision "
     "LimiterStatistics MergeStrategy NurseryStatistics ParallelResult Pressure PressureAction "
     "PressureLevel Rate ResourceLimits Retry StepResult Tally".split(),
 )

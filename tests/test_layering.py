@@ -34,8 +34,8 @@ TABLE = {
     """,
     "L2 hosts": "_cpus hosts pressure",
     "L3 engine": """
-        _branch _breach _current _feed _guarded _hedged _inputs _limiter _map _nursery _open
-        _processes _run_branches _spending _stalls _threads
+        _branch _breach _command _current _feed _guarded _hedged _inputs _limiter _map _nursery
+        _open _processes _run_branches _spending _stalls _threads
     """,
     "L4 steps": """
         _batches _canonical _command _config _contexts _database _journal _load _parallel _pipeline
@@ -318,6 +318,7 @@ def test_the_import_loads_nothing_optional() -> None:
     within = {name.removeprefix(PACKAGE).removeprefix(".") for name in loaded if own(name)}
     unwanted = [
         "hosts._asyncio",
+        "hosts._trio_commands",
         "hosts._trio_processes",
         "pressure._psutil",
         "_canonical",

@@ -17,8 +17,8 @@ import sys
 import threading
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +28,11 @@ import psutil
 import pytest
 import trio
 import trio_parallel
-import uvloop
-from trio.testing import MockClock
 
 import __main__
 import workers
 from helpers import BREACHED, CANCELLED, SUCCEEDED, TIMED_OUT
+from jumps import EVERY_HOST, Jump, Run, garbage, on_asyncio, on_trio, on_uvloop
 from trio_parallel_steps import (
     COLLECT,
     BranchErrors,
@@ -50,50 +49,6 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 
-# ---------------------------------------------------------------- both hosts
-
-Jump = Callable[[float], None]
-Run = Callable[[Callable[[Jump], Awaitable[Any]]], Any]
-
-
-def on_trio(program: Callable[[Jump], Awaitable[T]]) -> T:
-    clock = MockClock()
-    return trio.run(program, clock.jump, clock=clock)
-
-
-class SkewedLoop(asyncio.SelectorEventLoop):
-    skew = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.skew
-
-    def jump(self, seconds: float) -> None:
-        self.skew += seconds
-
-
-def on_asyncio(program: Callable[[Jump], Awaitable[T]]) -> T:
-    loop = SkewedLoop()
-
-    async def main() -> T:
-        return await program(loop.jump)
-
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(main())
-
-
-def no_jump(seconds: float) -> None:
-    pytest.fail("jumped")
-
-
-def on_uvloop(program: Callable[[Jump], Awaitable[T]]) -> T:
-    async def main() -> T:
-        return await program(no_jump)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
-
-
-EVERY_HOST = pytest.mark.parametrize("run", [on_trio, on_asyncio])
 THOSE_OF_ASYNCIO = pytest.mark.parametrize("run", [on_asyncio, on_uvloop])
 
 
@@ -102,27 +57,6 @@ def bare_main(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers need nothing of pytest's main module, which takes them a while to import."""
     monkeypatch.setattr(__main__, "__spec__", None)
     monkeypatch.delattr(__main__, "__file__", raising=False)
-
-
-@contextmanager
-def garbage() -> Iterator[list[Any]]:
-    """What only the garbage collector could free, of our own making or an exception."""
-    gc.collect()
-    gc.disable()
-    found: list[Any] = []
-    flags = gc.get_debug()
-    try:
-        yield found
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        for each in gc.garbage:
-            module = type(each).__module__
-            if module.startswith("trio_parallel_steps") or isinstance(each, BaseException):
-                found.append(each)
-    finally:
-        gc.set_debug(flags)
-        gc.garbage.clear()
-        gc.enable()
 
 
 @pytest.fixture

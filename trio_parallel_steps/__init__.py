@@ -3,6 +3,7 @@
 from . import abc as abc
 from ._branch import Branch as Branch, current_branch as current_branch
 from ._breach import Breach as Breach
+from ._command import CommandOutput as CommandOutput, command as command
 from ._config import (
     ConcurrencyConfig as ConcurrencyConfig,
     ExecutionConfig as ExecutionConfig,
@@ -15,6 +16,7 @@ from ._errors import (
     BranchNotDone as BranchNotDone,
     Breached as Breached,
     BudgetExceeded as BudgetExceeded,
+    CommandFailed as CommandFailed,
     JournalError as JournalError,
     MergeConflict as MergeConflict,
     StepTimeout as StepTimeout,

@@ -3,7 +3,8 @@ flattened, and all of them pickle if their contents do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import signal
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 from trio import TooSlowError as TooSlowError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from ._outcomes import ParallelResult
     from ._pipeline import PipelineResult
+
+SHOWN: Final = 100  # characters of a command in the text of its error
 
 
 class _Group:
@@ -124,6 +127,47 @@ class StepTimeout(trio.TooSlowError):
     def __init__(self, message: str, result: ParallelResult[Any, Any] | None = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class CommandFailed(Exception):
+    """A command branch ended with a non-zero exit status.
+
+    ``str()`` names the command, the exit code or the signal, and the last line of stderr.
+    """
+
+    command: str
+    """as a shell has it"""
+    exit_code: int
+    """negative: killed by that signal, as in subprocess"""
+    stdout: bytes
+    stderr: bytes
+
+    def __init__(
+        self, command: str, exit_code: int, stdout: bytes = b"", stderr: bytes = b""
+    ) -> None:
+        super().__init__(command, exit_code, stdout, stderr)
+        self.command = command
+        self.exit_code = exit_code
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        first, *more = self.command.strip().splitlines() or [""]
+        shown = first[:SHOWN] + ("..." if more or len(first) > SHOWN else "")
+        said = self.stderr.decode(errors="replace").strip().splitlines()
+        return f"`{shown}` {_ending(self.exit_code)}" + (f": {said[-1]}" if said else "")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self}>"
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exited with {exit_code}"
+    try:
+        return f"was killed by {signal.Signals(-exit_code).name}"
+    except ValueError:  # a real-time signal has a number only
+        return f"was killed by signal {-exit_code}"
 
 
 class Backpressure(Exception):

@@ -16,7 +16,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (None: the process's own) and return its exit code.
 
     0: all went as it should; 1: branches failed; 2: bad options, or the extra is not installed;
-    3: the step was breached; 130: Ctrl-C.
+    3: a step was breached, or timed out; 130: Ctrl-C.
     """
     try:
         from ._commands import run

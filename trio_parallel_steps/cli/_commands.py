@@ -18,6 +18,7 @@ from rich.text import Text
 from . import _json
 from ._census import Package, parser_warnings_off, standard_library
 from ._demo import run_jobs
+from ._each import each
 from ._jobs import Job, census_jobs, sample_jobs
 from ._options import check_count, check_seconds, check_tokens
 from ._progress import Progress
@@ -67,6 +68,9 @@ def show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> No
 def cli() -> None:
     """Run the named branches of a parallel step: under a limit, each cancellable, every one
     accounted for."""
+
+
+cli.add_command(each)
 
 
 @cli.command()

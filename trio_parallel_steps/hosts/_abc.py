@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .._foreign import SharedLedger
     from .._records import Cause, Record
     from ._calls import Call
+    from ._commands import CommandGroup, CommandLine
 
 
 class Event(Protocol):
@@ -96,6 +97,8 @@ class Run(Protocol):
         after it (or by the task's next await)."""
 
     async def run_in_process(self, call: Call) -> Any: ...
+    async def run_command(self, command: CommandLine) -> CommandGroup:
+        """Until it is over, or has been ended for a cancellation."""
 
 
 SLICE: Final = 0.0005  # how long a run's slice is

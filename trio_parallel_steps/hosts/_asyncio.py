@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._abc import Event
     from ._asyncio_processes import LoopWorkers
     from ._calls import Call
+    from ._commands import CommandGroup, CommandLine
 
 T = TypeVar("T")
 
@@ -108,6 +109,11 @@ class AsyncioRun(BaseRun):
 
             self._workers = LoopWorkers()
         return await self._workers.run(call)
+
+    async def run_command(self, command: CommandLine) -> CommandGroup:
+        from ._asyncio_commands import run_command  # loaded by those who need it
+
+        return await run_command(self, command)
 
 
 def run(async_fn: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .._core import StepCore
     from ._abc import Event, Timer
     from ._calls import Call
+    from ._commands import CommandGroup, CommandLine
 
 protected = enable_ki_protection
 unprotected = disable_ki_protection
@@ -129,6 +130,11 @@ class TrioRun(BaseRun):
         from ._trio_processes import run_in_process  # needs an extra
 
         return await run_in_process(call)
+
+    async def run_command(self, command: CommandLine) -> CommandGroup:
+        from ._trio_commands import run_command  # loaded by those who need it
+
+        return await run_command(self, command)
 
     async def wait_shielded(self, event: Event) -> None:
         with trio.CancelScope(shield=True):
