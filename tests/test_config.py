@@ -71,7 +71,7 @@ def test_a_bad_option_of_a_step_is_refused(
         ({"resource_limits": 1}, TypeError, "`resource_limits` must be a ResourceLimits or None"),
         ({"usage_limits": 1}, TypeError, "`usage_limits` must be a mapping from unit to limit"),
         ({"usage_limits": {1: 1}}, TypeError, "`usage_limits[1]` must be a str, got 1"),
-        ({"usage_limits": {"usd": -1}}, ValueError, "`usd` must be a number >= 0, or math.inf"),
+        ({"usage_limits": {"usd": -1}}, ValueError, "`usage_limits['usd']` must be a number >= 0"),
         ({"timeout": math.nan}, ValueError, "`timeout` must be a number of seconds >= 0"),
     ],
 )

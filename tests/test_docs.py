@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import trio_parallel_steps
-from trio_parallel_steps import cache, limits, testing
+from trio_parallel_steps import cache, files, limits, testing
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.rst"))]
@@ -70,6 +70,7 @@ def test_the_reference_has_every_public_name() -> None:
     public = [
         *names_passed_on(trio_parallel_steps),
         *names_passed_on(cache),
+        *names_passed_on(files),
         *names_passed_on(limits),
         *names_passed_on(testing),
     ]

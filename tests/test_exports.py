@@ -14,6 +14,7 @@ import pytest
 import trio_parallel_steps
 import trio_parallel_steps.abc
 import trio_parallel_steps.cache
+import trio_parallel_steps.files
 import trio_parallel_steps.limits
 import trio_parallel_steps.testing
 
@@ -32,7 +33,7 @@ CONTRACT = {
     7: "ResourceLimits PressureAction",
     8: """
         ConcurrencyConfig ExecutionConfig MergeStrategy MergeConflict OnBranchFailure Step step
-        ParallelStep Pipeline PipelineResult CommandFailed
+        ParallelStep Pipeline PipelineResult load_pipeline ConfigError CommandFailed
     """,
 }
 
@@ -46,10 +47,6 @@ ADDED = {
     "Pressure",  # what Observer.pressure_changed is told
     "PressureLevel",  # what it holds
 }
-
-ABSENT = (  # until their issue
-    "load_pipeline ConfigError"
-)
 
 HOOKS = (
     "step_opened branch_queued branch_started branch_progressed branch_ended cancel_requested "
@@ -99,10 +96,6 @@ def test_the_public_names_are_the_contracts() -> None:
     assert set(NAMES) == contract | ADDED
 
 
-def test_no_name_has_come_before_its_issue() -> None:
-    assert not set(ABSENT.split()) & set(NAMES)
-
-
 def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> None:
     modules = {
         name
@@ -110,7 +103,7 @@ def test_the_only_public_modules_are_those_of_the_contract_and_the_design() -> N
         if isinstance(value, ModuleType) and not name.startswith("_")
     }
     # The others are packages of the design; their insides are their own.
-    assert modules - {"cache", "cli", "pressure", "testing"} == {"abc", "hosts", "limits"}
+    assert modules - {"cache", "cli", "files", "pressure", "testing"} == {"abc", "hosts", "limits"}
 
 
 def test_abc_holds_what_others_implement() -> None:
@@ -132,6 +125,13 @@ TESTING = """
 
 def test_testing_has_its_names_and_no_others() -> None:
     assert public_names(trio_parallel_steps.testing) == set(TESTING.split())
+
+
+FILES = "Plan pipeline_of plan_of read_file schema with_set"
+
+
+def test_files_has_its_names_and_no_others() -> None:
+    assert public_names(trio_parallel_steps.files) == set(FILES.split())
 
 
 def test_cache_has_its_names_and_no_others() -> None:
@@ -159,6 +159,7 @@ def test_limits_are_not_made_to_be_subclassed(name: str) -> None:
 
 
 PASSED_ON = [
+    *((trio_parallel_steps.files, name) for name in FILES.split()),
     *((trio_parallel_steps.cache, name) for name in ("Cache", "CacheWarning")),
     *((trio_parallel_steps.testing, name) for name in TESTING.split()),
     *((trio_parallel_steps.limits, name) for name in LIMITS.split()),
@@ -276,9 +277,9 @@ def test_live_objects_have_no_public_constructor(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule CommandOutput Decision "
-    "LimiterStatistics MergeStrategy NurseryStatistics ParallelResult Pressure PressureAction "
-    "PressureLevel Rate ResourceLimits Retry StepResult Tally".split(),
+    "Branch BranchLimiter BranchNursery BranchStatus Breach Budget CancelRule CommandOutput "
+    "Decision LimiterStatistics MergeStrategy NurseryStatistics ParallelResult Pressure "
+    "PressureAction PressureLevel Rate ResourceLimits Retry StepResult Tally".split(),
 )
 def test_classes_that_are_not_made_to_be_subclassed_say_so(name: str) -> None:
     assert getattr(getattr(trio_parallel_steps, name), "__final__", False)

@@ -38,8 +38,8 @@ TABLE = {
         _open _processes _run_branches _spending _stalls _threads
     """,
     "L4 steps": """
-        _batches _canonical _command _config _contexts _database _journal _load _parallel _pipeline
-        _steps _structure _units cache
+        _batches _canonical _config _contexts _database _imported _journal _load _parallel _pipeline
+        _plan _read _schema _settings _steps _structure _tables _units cache files
     """,
     "the package": "",
     "L5 edges": "cli cluster observe testing",
@@ -324,8 +324,10 @@ def test_the_import_loads_nothing_optional() -> None:
         "_canonical",
         "_database",
         "_journal",
-        "_load",
+        "_plan",
+        "_read",
         "_structure",
+        "_tables",
         "cache._memory",
         "cache._sqlite",
         *LAYERS["L5 edges"],

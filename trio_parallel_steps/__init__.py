@@ -17,6 +17,7 @@ from ._errors import (
     Breached as Breached,
     BudgetExceeded as BudgetExceeded,
     CommandFailed as CommandFailed,
+    ConfigError as ConfigError,
     JournalError as JournalError,
     MergeConflict as MergeConflict,
     StepTimeout as StepTimeout,
@@ -27,6 +28,7 @@ from ._limiter import (
     LimiterStatistics as LimiterStatistics,
     LimitLike as LimitLike,
 )
+from ._load import load_pipeline as load_pipeline
 from ._map import map_branches as map_branches
 from ._merge import MergeStrategy as MergeStrategy
 from ._nursery import (

@@ -49,7 +49,7 @@ class Book:
     __slots__ = ("_around", "_chained", "accounts", "counts_all")
 
     def __init__(self, parent: Book | None, limits: Mapping[str, float]) -> None:
-        self.accounts = {unit: Account(_limit(unit, limit)) for unit, limit in limits.items()}
+        self.accounts = {unit: Account(check_limit(unit, limit)) for unit, limit in limits.items()}
         self.counts_all = not limits
         self._around: tuple[Book, ...] = () if parent is None else parent.chain  # outward
         # The accounts of the whole chain.  (Itself in a tuple of its own would be a cycle.)
@@ -148,7 +148,7 @@ class Book:
         return error
 
 
-def _limit(unit: str, limit: float) -> Decimal:
+def check_limit(unit: str, limit: float) -> Decimal:
     what = "a number >= 0, or math.inf"
     if not is_number(limit):
         raise TypeError(expected(unit, what, limit))

@@ -9,7 +9,7 @@ from typing import Any, Self, final
 
 import attrs
 
-from ._budget import Book
+from ._budget import check_limit
 from ._resources import ResourceLimits, check_resources
 from ._rules import CancelRule
 from ._util import (
@@ -54,9 +54,9 @@ def _check_usage(
         return
     if not isinstance(value, Mapping):
         raise TypeError(expected(attribute.name, "a mapping from unit to limit, or None", value))
-    for unit in value:
+    for unit, limit in value.items():
         check_str(f"{attribute.name}[{unit!r}]", unit)
-    Book(None, value)
+        check_limit(f"{attribute.name}[{unit!r}]", limit)
 
 
 def _rules(rules: Any) -> tuple[CancelRule, ...]:
@@ -102,6 +102,7 @@ class ConcurrencyConfig:
     """False: a breach stops admissions only; branches that run end by themselves, and then
     `Breached` is raised"""
     cancel_rules: tuple[CancelRule, ...] = attrs.field(default=(), kw_only=True, converter=_rules)
+    """who cancels whom, once it is in"""
     timeout: float = attrs.field(default=math.inf, kw_only=True, validator=_check_seconds)
     """the step's, in seconds; unfinished branches end as TIMED_OUT, and the step fails"""
 

@@ -12,7 +12,7 @@ from trio import TooSlowError as TooSlowError
 from ._util import check_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from ._outcomes import ParallelResult
     from ._pipeline import PipelineResult
@@ -183,6 +183,23 @@ class Backpressure(Exception):
         if retry_after is not None:
             check_seconds("retry_after", retry_after)
         self.retry_after = retry_after
+
+
+class ConfigError(ValueError):
+    """What is wrong with a pipeline file, a line for each fault: the file, the path to the key,
+    what was expected, what was given."""
+
+    file: str
+    """as it was named; empty where no file is to blame"""
+    faults: tuple[str, ...]
+
+    def __init__(self, file: str, faults: Iterable[str]) -> None:
+        self.file = file
+        self.faults = tuple(faults)
+        super().__init__("\n".join(f"{file}: {fault}" if file else fault for fault in self.faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.file, self.faults)
 
 
 class JournalError(ValueError):

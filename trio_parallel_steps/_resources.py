@@ -79,10 +79,15 @@ class ResourceLimits:
     """
 
     max_memory_mb: float | None = attrs.field(default=None, validator=_check_positive)
+    """of this process and its children (RSS), in 2**20 bytes"""
     max_memory_percent: float | None = attrs.field(default=None, validator=_check_positive)
+    """of what the host or the tightest cgroup allows"""
     max_cpu_percent: float | None = attrs.field(default=None, validator=_check_positive)
+    """of the CPUs that this process may use, by it and its children"""
     max_loop_lag: float | None = attrs.field(default=None, validator=_check_positive)
+    """seconds that a ready task waits"""
     action: PressureAction = attrs.field(default=PressureAction.HOLD, validator=_check_action)
+    """what happens at a limit"""
 
     @property
     def limits_memory(self) -> bool:

@@ -55,11 +55,17 @@ class Retry:
     """
 
     on: type[Exception] | tuple[type[Exception], ...] = attrs.field(validator=_check_on)
+    """the exceptions after which there is another try; `Backpressure` is always one of them"""
     attempts: int = attrs.field(default=3, validator=_check_attempts)
+    """how many tries in all"""
     wait_initial: float = attrs.field(default=0.1, validator=_check_seconds)
+    """seconds before the second try; they double from try to try"""
     wait_max: float = attrs.field(default=5.0, validator=_check_seconds)
+    """seconds between two tries at most"""
     wait_jitter: float = attrs.field(default=1.0, validator=_check_seconds)
+    """random seconds on top, at most"""
     timeout: float = attrs.field(default=inf, validator=_check_seconds)
+    """seconds from the first admission on, after which no new try starts"""
 
     def wait_after(self, error: Exception, tries: int, random: float) -> float | None:
         """Seconds until the next try, or None if there is none.  `random` is from 0 to 1."""

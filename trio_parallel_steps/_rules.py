@@ -42,9 +42,11 @@ class CancelRule:
     """
 
     when: str
+    """the branches, as a glob, of which one fires the rule"""
     cancel: str
+    """the branches, as a glob, that it then cancels"""
     on: str = "success"
-    """'success' or 'end'"""
+    """what fires it: 'success' or 'end'"""
 
     def __attrs_post_init__(self) -> None:
         check_str("when", self.when)

@@ -142,6 +142,14 @@ def demo(
     ctx.exit(finish.exit_code)
 
 
+@cli.command("schema")
+def show_schema() -> None:
+    """Print the JSON Schema of pipeline files, for editors that check TOML or JSON by one."""
+    from ._schema import print_schema  # with cattrs, which no other command needs
+
+    print_schema()
+
+
 def choose_packages(only: Sequence[str]) -> list[Package]:
     packages = standard_library()
     if not packages:
