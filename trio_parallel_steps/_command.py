@@ -95,6 +95,8 @@ def command(
     async def run_command() -> CommandOutput:
         return await _run(line, shown)
 
+    # What tells it from other commands, to a journal.
+    run_command.described = {"command": shown, "env": line.env, "cwd": cwd}  # type: ignore[attr-defined]
     return run_command
 
 

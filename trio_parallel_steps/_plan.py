@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import attrs
 
@@ -21,10 +22,11 @@ from ._steps import Step
 from ._tables import GRACE, Parallel, PipelineTable, Serial, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from ._parallel import ParallelStep
     from ._tables import BranchTable, StepTable
+    from .hosts._commands import Stream
 
 APART = {"name", "call", "command", "branches", "steps"}  # shown in places of their own
 
@@ -107,41 +109,65 @@ def _value(value: Any) -> str:
 # ---------------------------------------------------------------- built
 
 
-def pipeline_of(plan: Plan) -> Pipeline:
+class Watch(Protocol):
+    """What is told of one call or command, each time that it runs."""
+
+    def on_output(self, stream: Stream, chunk: bytes) -> object:
+        """Of a command: some bytes of ``"stdout"`` or ``"stderr"``."""
+
+    async def run(self, async_fn: Callable[[], Awaitable[Any]]) -> Any:
+        """In place of the call: what it returns goes on, and so does what it raises."""
+
+
+def pipeline_of(
+    plan: Plan, watch: Callable[[tuple[str, ...], str], Watch] | None = None
+) -> Pipeline:
     """The pipeline that a plan makes.
+
+    `watch` is called for each call and command in it with the names that lead to it and what the
+    plan shows of it, and returns who is told of it.
 
     Raises `ConfigError`, where the parts of a step don't fit together.
     """
-    return _Build(str(plan.file)).pipeline(plan.name, plan.table, "", version=plan.table.version)
+    build = _Build(str(plan.file), watch)
+    return build.pipeline(plan.name, plan.table, "", (), version=plan.table.version)
 
 
 @attrs.frozen
 class _Build:
     file: str
+    watch: Callable[[tuple[str, ...], str], Watch] | None
 
-    def pipeline(self, name: str, table: Serial, path: str, version: str = "") -> Pipeline:
+    def pipeline(
+        self, name: str, table: Serial, path: str, names: tuple[str, ...], version: str = ""
+    ) -> Pipeline:
         steps = [
-            self.unit(each.name, each, f"{path}steps[{i}]") for i, each in enumerate(table.steps)
+            self.unit(each.name, each, f"{path}steps[{i}]", (*names, each.name))
+            for i, each in enumerate(table.steps)
         ]
         return Pipeline(steps, table.execution_config, name=name, version=version)
 
-    def unit(self, name: str, table: StepTable | BranchTable, path: str) -> Any:
+    def unit(
+        self, name: str, table: StepTable | BranchTable, path: str, names: tuple[str, ...]
+    ) -> Any:
         if isinstance(table, Serial):
-            return self.pipeline(name, table, f"{path}.")
+            return self.pipeline(name, table, f"{path}.", names)
         try:
             return (
-                self.parallel(name, table, path)
+                self.parallel(name, table, path, names)
                 if isinstance(table, Parallel)
-                else _step(name, table)
+                else self.step(name, table, names)
             )
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:  # what the classes say of their arguments
             raise ConfigError(self.file, [f"`{path}`: {error}"]) from None
 
-    def parallel(self, name: str, table: Parallel, path: str) -> ParallelStep:
+    def parallel(
+        self, name: str, table: Parallel, path: str, names: tuple[str, ...]
+    ) -> ParallelStep:
         branches = {
-            key: self.unit(key, branch, f"{path}.branches.{key}")
+            key: self.unit(key, branch, f"{path}.branches.{key}", (*names, key))
             for key, branch in table.branches.items()
         }
         return Step.parallel(
@@ -156,12 +182,23 @@ class _Build:
             timeout=table.timeout,
         )
 
+    def step(self, name: str, work: Work, names: tuple[str, ...]) -> Step[Any]:
+        watch = None if self.watch is None else self.watch(names, _work(work))
+        if work.call is not None:
+            fn: Any = work.call.fn
+        else:
+            assert work.command is not None
+            grace = GRACE if work.grace is None else work.grace
+            on_output = None if watch is None else watch.on_output
+            fn = command(work.command, env=work.env, cwd=work.cwd, grace=grace, on_output=on_output)
+        if watch is not None:
+            fn = _watched(fn, watch)
+        return Step(name, fn, timeout=work.timeout, retry=work.retry)
 
-def _step(name: str, work: Work) -> Step[Any]:
-    if work.call is not None:
-        fn: Any = work.call.fn
-    else:
-        assert work.command is not None
-        grace = GRACE if work.grace is None else work.grace
-        fn = command(work.command, env=work.env, cwd=work.cwd, grace=grace)
-    return Step(name, fn, timeout=work.timeout, retry=work.retry)
+
+def _watched(fn: Callable[..., Awaitable[Any]], watch: Watch) -> Callable[..., Awaitable[Any]]:
+    @wraps(fn)
+    async def watched(*args: Any, **kwargs: Any) -> Any:
+        return await watch.run(partial(fn, *args, **kwargs))
+
+    return watched

@@ -18,9 +18,8 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 # cattrs needs the types too.
-from ._config import ConcurrencyConfig, ExecutionConfig  # noqa: TC001
+from ._config import ConcurrencyConfig, ExecutionConfig, OnBranchFailure
 from ._merge import MergeStrategy
-from ._parallel import OnBranchFailure
 from ._retry import Retry  # noqa: TC001
 from ._util import check_int, check_seconds, expected
 

@@ -9,7 +9,7 @@ hello
 'hello'
 """
 
-from ._plan import Plan as Plan, pipeline_of as pipeline_of
+from ._plan import Plan as Plan, Watch as Watch, pipeline_of as pipeline_of
 from ._read import read_file as read_file
 from ._schema import schema as schema
 from ._settings import with_set as with_set

@@ -22,6 +22,7 @@ from ._each import each
 from ._jobs import Job, census_jobs, sample_jobs
 from ._options import check_count, check_seconds, check_tokens
 from ._progress import Progress
+from ._run import run_file
 from ._tables import endings_table, totals_table
 from ._view import open_view, print_line
 
@@ -71,6 +72,7 @@ def cli() -> None:
 
 
 cli.add_command(each)
+cli.add_command(run_file)
 
 
 @cli.command()

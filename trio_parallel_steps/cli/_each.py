@@ -1,11 +1,9 @@
 """``trio-parallel-steps each``: one command for each of many items, as GNU parallel does it."""
 
-import json
 import math
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,31 +12,24 @@ import trio
 from ._each_run import EachOptions, EachRun
 from ._job_options import JobOptions, check_positive, check_retries, job_options
 from ._joblog import JobLog, succeeded
-from ._json import check_writable, why
-from ._output import Sink
+from ._json import check_writable, write_json
 
 
-def write_json(file: str, run: EachRun, exit_code: int, seconds: float) -> None:
+def write_result(file: str, run: EachRun, exit_code: int, seconds: float) -> None:
     content = {
         "exit_code": exit_code,
         "seconds": seconds,
         "endings": run.endings,
         "jobs": sorted(run.records, key=lambda record: record["number"]),
     }
-    text = json.dumps(content, indent=2) + "\n"
-    if file == "-":
-        Sink(lambda: None).write("stdout", text.encode())
-        return
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"`--json`: {file!r} was not written: {why(error)}") from None
+    write_json(file, content)
 
 
 @click.command()
 @click.argument("template", metavar="COMMAND")
 @click.argument("files", metavar="[FILES]...", nargs=-1)
 @job_options
+@click.option("--resume", is_flag=True, help="Skip what the joblog says has succeeded.")
 @click.option("--timeout", metavar="SECONDS", callback=check_positive, help="Of each job.")
 @click.option("--step-timeout", metavar="SECONDS", callback=check_positive, help="Of all together.")
 @click.option(
@@ -74,6 +65,8 @@ def each(
     step's timeout or a breach, 130 after Ctrl-C.
     """
     shared = JobOptions(**given)
+    if shared.resume and shared.joblog is None:
+        raise click.UsageError("`--resume` must have a `--joblog` to go by")
     if keep_order and shared.stream:
         raise click.UsageError("`--keep-order` and `--stream` exclude each other")
     if not template.strip() or "\0" in template:
@@ -107,5 +100,5 @@ def each(
         counts = ", ".join(f"{count} {ending}" for ending, count in run.endings.items())
         print(f"each: {counts}", file=sys.stderr)
     if shared.json_file is not None:
-        write_json(shared.json_file, run, exit_code, time.monotonic() - began)
+        write_result(shared.json_file, run, exit_code, time.monotonic() - began)
     ctx.exit(exit_code)

@@ -39,10 +39,6 @@ class JobOptions:
     max_memory_mb: float | None = None
     on_memory: str = "hold"
 
-    def __attrs_post_init__(self) -> None:
-        if self.resume and self.joblog is None:
-            raise click.UsageError("`--resume` must have a `--joblog` to go by")
-
     @property
     def resources(self) -> ResourceLimits | None:
         if self.max_memory_mb is None:
@@ -70,7 +66,6 @@ OPTIONS = (
         metavar="FILE",
         help="Write a line for each job that ends, as GNU parallel does.",
     ),
-    click.option("--resume", is_flag=True, help="Skip what the joblog says has succeeded."),
     click.option("--dry-run", is_flag=True, help="Print what would be run, and run nothing."),
     click.option(
         "--max-memory-mb",

@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,15 @@ def check_writable(file: str) -> None:
 
 
 def write(file: str, finish: Finish) -> None:
-    text = json.dumps(as_dict(finish), indent=2) + "\n"
+    write_json(file, as_dict(finish))
+
+
+def write_json(file: str, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
     if file == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # whoever reads it has gone
+            sys.stdout.write(text)
+            sys.stdout.flush()
         return
     try:
         Path(file).write_text(text, encoding="utf-8")

@@ -1,0 +1,211 @@
+"""One run of a pipeline file: what is shown and written as its calls and commands end.
+
+1. A leaf is a call or a command.  Its output, its line and its line of the joblog are written in one
+   go, as it ends; the output only if it failed, or line by line as it comes.
+2. A signal breaches the pipeline, so that what is done is kept; a second one cancels what the
+   breach lets run.  Process groups are ended before this process is.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from trio_parallel_steps import (
+    Branch,
+    BranchStatus,
+    Breach,
+    Breached,
+    CommandFailed,
+    Pipeline,
+    PipelineResult,
+    StepResult,
+    current_branch,
+)
+from trio_parallel_steps.abc import Observer
+
+from ._each_run import SIGNALS, exit_code_of, is_ignored
+from ._job_options import JobOptions
+from ._joblog import JobLog
+from ._output import JobOutput, Lines, Sink, Stream, Whole
+
+MARKS = {
+    BranchStatus.SUCCEEDED: "ok",
+    BranchStatus.FAILED: "FAILED",
+    BranchStatus.TIMED_OUT: "TIMED OUT",
+    BranchStatus.CANCELLED: "cancelled",
+    BranchStatus.BREACHED: "stopped",
+}
+BAD = frozenset({BranchStatus.FAILED, BranchStatus.TIMED_OUT})
+
+
+class Leaf:
+    """A call or a command of the file."""
+
+    def __init__(
+        self, run: "PipelineRun", number: int, names: tuple[str, ...], shown: str, output: JobOutput
+    ) -> None:
+        self.number = number
+        self.key = "/".join(names)
+        self.shown = shown
+        self.output = output
+        self.started = 0.0  # wall clock
+        self._run = run
+
+    def on_output(self, stream: Stream, chunk: bytes) -> None:
+        self.output(stream, chunk)
+
+    async def run(self, async_fn: Callable[[], Awaitable[Any]]) -> Any:
+        self._run.begun[current_branch()] = self
+        self.started = self.started or time.time()
+        self.output.begin()
+        return await async_fn()
+
+
+class PipelineRun(Observer):
+    def __init__(self, shared: JobOptions, joblog: JobLog | None) -> None:
+        self._shared = shared
+        self._joblog = joblog
+        self._breach = Breach()
+        self._scope = trio.CancelScope()
+        self._sink = Sink(self._reader_gone, stdout=2 if shared.json_file == "-" else 1)
+        self._number = 0
+        self._stopped: int | None = None  # the exit code of what stopped it
+        self._result: PipelineResult | None = None
+        self._is_breached = False
+        self._failed = False
+        self.begun: dict[Branch[Any], Leaf] = {}
+        self.records: list[dict[str, Any]] = []
+        self.error: OSError | None = None
+
+    def watch(self, names: tuple[str, ...], shown: str) -> Leaf:
+        self._number += 1
+        key = "/".join(names)
+        output = Lines(self._sink, key, self._number) if self._shared.stream else Whole()
+        return Leaf(self, self._number, names, shown, output)
+
+    # ------------------------------------------------------------ the run
+
+    async def run(self, pipeline: Pipeline, journal: Path | None) -> None:
+        async with trio.open_nursery() as around:
+            await around.start(self._watch_signals)
+            with self._scope:
+                try:
+                    self._result = await pipeline.run(
+                        breach=self._breach, journal=journal, observers=[self]
+                    )
+                except Breached as breached:
+                    self._is_breached = True
+                    if isinstance(breached.result, PipelineResult):
+                        self._result = breached.result
+            around.cancel_scope.cancel()
+
+    async def _watch_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if is_ignored(each)]
+        with trio.open_signal_receiver(*SIGNALS.difference(ignored)) as signals:
+            task_status.started()
+            async for number in signals:
+                self._stop(128 + number, f"stopped by {signal.Signals(number).name}")
+
+    def _reader_gone(self) -> None:
+        self._stop(1, "nobody reads the output any more")
+
+    def _stop(self, exit_code: int, reason: str) -> None:
+        if self._stopped is None:
+            self._stopped = exit_code
+            self._breach.trip(reason)
+        else:
+            self._scope.cancel()
+
+    # ------------------------------------------------------------ endings
+
+    def branch_ended(self, branch: Branch[Any], result: StepResult[Any]) -> None:
+        leaf = self.begun.pop(branch, None)
+        if leaf is None:  # it holds others, or has not begun
+            return
+        self._failed |= result.status in BAD
+        with self._writing():
+            if self._shared.stream or result.status in BAD:
+                leaf.output.finish(self._sink)
+            line = f"{MARKS[result.status]:>9}  {leaf.key}  {result.duration:.1f} s"
+            if result.status in BAD:
+                line += f"  {why_not(result)}"
+            self._sink.write("stderr", os.fsencode(f"{line}\n"))
+            code = exit_code_of(result)
+            if self._joblog is not None and code is not None:
+                code = 1 if code == 127 and not is_os_error(result) else code
+                received = leaf.output.received
+                self._joblog.add(
+                    leaf.number, leaf.started, result.duration, received, code, leaf.shown
+                )
+        if self._shared.json_file is not None:
+            self.records.append(
+                {
+                    "name": leaf.key,
+                    "runs": leaf.shown,
+                    "status": result.status.value,
+                    "exit_code": code,
+                    "attempts": result.attempts,
+                    "started": leaf.started,
+                    "seconds": result.duration,
+                    "feedback": result.feedback,
+                }
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk stops all."""
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            self._stop(1, str(error))
+
+    # ------------------------------------------------------------ what came of it
+
+    @property
+    def exit_code(self) -> int:
+        if self._stopped is not None:
+            return self._stopped
+        if self._is_breached:
+            return 3
+        result = self._result
+        assert result is not None
+        if not result.success and result.steps[-1].status is BranchStatus.TIMED_OUT:
+            return 3
+        return int(self._failed or not result.success)
+
+    @property
+    def feedback(self) -> str | None:
+        return None if self._result is None else self._result.feedback
+
+    def as_dict(self) -> dict[str, Any]:
+        result = self._result
+        steps = () if result is None else result.steps
+        return {
+            "success": self.exit_code == 0,
+            "feedback": self.feedback,
+            "usage": {} if result is None else result.usage,
+            "steps": [
+                {"name": step.name, "status": step.status.value, "from_journal": step.from_cache}
+                for step in steps
+            ],
+            "jobs": self.records,
+        }
+
+
+def is_os_error(result: StepResult[Any]) -> bool:
+    """Could the program not be started?"""
+    return isinstance(result.exception, OSError)
+
+
+def why_not(result: StepResult[Any]) -> str:
+    error = result.exception
+    return str(error) if isinstance(error, CommandFailed) else result.feedback or ""
