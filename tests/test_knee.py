@@ -191,6 +191,42 @@ def test_after_a_fall_the_next_trial_is_at_a_level_that_was_good() -> None:
     assert max(fallen) <= 24
 
 
+def test_a_cliff_is_left_before_those_that_fell_over_it_are_through() -> None:
+    edge, factor = 24, 8.0
+    found = run(KneeLimit(), cliff(edge, factor), n=20000)
+    over_since, visits = inf, []
+    for at, value in found.limits:
+        if value > edge:
+            over_since = min(over_since, at)
+        elif over_since < at:
+            visits.append(at - over_since)
+            over_since = inf
+    assert len(visits) > 3
+    assert max(visits[1:]) < 0.8 * factor * 0.2  # but for the first, while it grew
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_plant_that_got_faster_is_not_looked_at_below(seed: int) -> None:
+    limit = KneeLimit()
+    reasons: list[tuple[float, str]] = []
+
+    class Watched:
+        value = limit.value
+
+        def on_sample(self, sample: Sample) -> int:
+            self.value = limit.on_sample(sample)
+            reasons.append((sample.started_at + sample.latency, limit.reason))
+            return self.value
+
+    def plant(n: int, now: float) -> float:
+        return queue(6 if now < 20 else 25)(n, now)
+
+    found = run(Watched(), plant, n=4000, spread=0.45, seed=seed)
+    reached = next(at for at, value in found.limits if at > 20 and value >= 20)
+    below = [reason for at, reason in reasons if 20 < at < reached and "is less" in reason]
+    assert below == []
+
+
 def test_a_cliff_that_goes_away_is_not_remembered_for_ever() -> None:
     found = run(KneeLimit(), lambda n, now: cliff(20 if now < 20 else 60)(n, now), n=12000)
     assert fmean(found.limits_after(45)) > 35
@@ -217,6 +253,20 @@ def test_a_quota_is_obeyed_with_few_refusals() -> None:
     assert set(found.limits_after(5.0)) <= {40, 41}
     assert found.refused <= 0.002 * 8000
     assert found.throughput > 0.97 * run(Fixed(40), n=8000).throughput
+
+
+def test_one_more_is_tried_soon_and_then_ever_more_seldom() -> None:
+    ceiling, latency = Ceiling(), 0.5
+    ceiling.succeeded(0.0, latency)
+    now = 1.0
+    assert ceiling.refuse(now, 5, now, 5)
+    waits = []
+    for _ in range(6):
+        waits.append(next(w for w in range(200) if ceiling.is_due(now + w * latency)))
+        now += waits[-1] * latency
+        ceiling.try_one(now)
+        assert not ceiling.refuse(now, 5, now, 5)
+    assert waits == [6, 6, 12, 24, 48, 96]
 
 
 def test_a_quota_that_was_raised_is_used() -> None:

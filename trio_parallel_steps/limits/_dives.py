@@ -3,7 +3,7 @@
 1. Where latency is believed to rise already, and nothing lower was ever measured, less may be as
    good, and nothing else would tell.
 2. A dive that loses nothing goes on: the next one is at once.  The others are ever less frequent,
-   until the plant changes.
+   until the plant gets slower.  One that got faster has its best level above, not below.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Dives:
         self._since = 0
         self._every = EVERY
         self._from = 0.0  # the best level, before the last one
-        self._lowest = inf  # log n of all trials since the plant has changed
+        self._lowest = inf  # log n of all trials since the plant got slower
 
     def due_in(self, trials: int) -> None:
         """The next one is after so many."""
         self._every = EVERY
         self._since = EVERY - trials
 
-    def plant_changed(self) -> None:
+    def plant_is_slower(self) -> None:
         """What was measured is no longer so."""
         self._lowest = inf
         self._every = EVERY

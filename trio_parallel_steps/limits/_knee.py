@@ -112,6 +112,7 @@ class KneeLimit:
         if self._ceiling.value < inf and self._is_trying_one_more(sample, now):
             return
         trial = level.trial
+        trial.passed += 1
         x, y = log(in_flight), log(latency)
         if trial.n or sample.started_at >= trial.since:
             trial.ended += 1
@@ -121,6 +122,8 @@ class KneeLimit:
             level.climb(now)
         elif sample.started_at >= trial.since:
             self._trials.hold(x, y, now)
+        else:
+            self._trials.wait(now)
 
     def _is_trying_one_more(self, sample: Sample, now: float) -> bool:
         level, ceiling = self._level, self._ceiling

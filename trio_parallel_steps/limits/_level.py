@@ -5,17 +5,22 @@
 2. The limit goes down at once, and up by one per completion; arriving starts the next trial.
 3. It is between its bounds, wherever it is told to go.
 4. It has room to grow as long as it is no more than three times what was in flight.
+5. Throughput is lost where latency rises by more than concurrency.  What ends tells it sooner than
+   what has started there, though less exactly: latencies that long are long in coming.
 """
 
 from __future__ import annotations
 
-from math import inf, sqrt
-from typing import TypeAlias
+from math import exp, inf, sqrt
+from typing import Final, TypeAlias
 
 import attrs
 
 Measured: TypeAlias = tuple[float, float]
 """Log n, and the mean of log latency there."""
+
+HALF: Final = 0.5
+"""Of throughput: a loss of more is believed before the first latency is known."""
 
 
 @attrs.define
@@ -23,7 +28,8 @@ class Trial:
     """Samples taken at one limit."""
 
     since: float
-    ended: int = 0  # all that ended, whenever it had started
+    passed: int = 0  # all that ended, whenever it had started
+    ended: int = 0  # the same, but from the first on that had started here
     n: int = 0
     peak: int = 1
     sum_x: float = 0.0
@@ -59,6 +65,16 @@ class Trial:
             return False
         lost = self.y - base[1] - max(0.0, self.x - base[0])
         return lost > loss + errors * sqrt(variance / self.n)
+
+    def falls_short(self, base: Measured | None, variance: float, now: float) -> bool:
+        """Have so few ended that throughput is surely less than HALF of that at `base`, a lower
+        level?  The first turn doesn't count: those that start together end together."""
+        if base is None:
+            return False
+        x, y = base
+        turns = (now - self.since) / exp(y + variance / 2) - 1  # the mean, of logs that are normal
+        expected = HALF * exp(x) * max(0.0, turns)
+        return self.passed + 3 * sqrt(variance * expected) < expected
 
 
 class Level:

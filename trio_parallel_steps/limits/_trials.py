@@ -4,8 +4,8 @@
    over-represented alike at all levels.  One that tells enough before that is over at once.
 2. After each the best level that the `Fit` knows of is next, below `Ceiling` and `Brink`.
 3. Now and then it is a probe above, a retry of what was a brink, or a dive below.
-4. A trial above a good level is over as soon as throughput is surely lost; then the limit stays
-   below the brink.
+4. A trial above a good level is over as soon as throughput is surely lost, or so little ends that
+   it must be; then the limit stays below the brink.
 5. One that was not filled is followed by none above.
 """
 
@@ -104,6 +104,11 @@ class Trials:
             elif self._surprise() > SURPRISE:
                 self._judge(now)
 
+    def wait(self, now: float) -> None:
+        """What ended had started before the trial that is on."""
+        if self._level.trial.falls_short(self._base, self._fit.variance, now):
+            self._fall(now)
+
     def _judge(self, now: float) -> None:
         level, trial = self._level, self._level.trial
         self._fit.learn_variance(trial.variance, trial.n)
@@ -124,8 +129,8 @@ class Trials:
         level, trial, fit, brink = self._level, self._level.trial, self._fit, self._brink
         surprise = self._surprise() if fit.is_solved else 0.0
         changed = self._drift.heed(surprise, trial, fit, brink)
-        if changed:
-            self._dives.plant_changed()
+        if changed and surprise > 0:
+            self._dives.plant_is_slower()
         else:
             self._dives.measured(trial.x)
         worse = fit.forget_worse(trial.x, trial.y)
@@ -163,8 +168,10 @@ class Trials:
 
     def fall(self, base: Measured, now: float) -> None:
         """Throughput was lost: back to the good level, and stay below the brink."""
-        level = self._level
-        good, bad = int(exp(base[0]) + 0.01), min(level.value, round(exp(level.trial.x)))
+        level, trial = self._level, self._level.trial
+        good, bad = int(exp(base[0]) + 0.01), level.value
+        if trial.n:
+            bad = min(bad, round(exp(trial.x)))
         self._brink.fell(good, bad)
         self.settle(self._brink.value, now)
         level.reason = f"throughput was lost at {bad}, against {good}"
