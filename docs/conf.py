@@ -35,9 +35,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     # Of others, whose inventories would have to be fetched.
     (r"py:.*", r"(asyncio|collections\.abc|contextlib|enum|fnmatch|types|typing)\.\w+"),
-    (r"py:.*", r"(pathlib\.)?Path"),
     (r"py:.*", r"trio\.[\w.]+"),
-    (r"py:class", r"AbstractAsyncContextManager"),  # as the signature has it
+    (r"py:class", r"AbstractAsyncContextManager|(pathlib\.)?Path"),  # as signatures have them
+    # What steps, parallel steps and pipelines have in common; the names of a command's two outputs.
+    (r"py:class", r"Stream|Unit"),
     # What a pipeline file holds is told in a page of its own.
     (r"py:class", rf"{project}\._tables\.PipelineTable"),
     # Type variables, which have no entry.

@@ -301,22 +301,18 @@ def test_resume_skips_what_has_succeeded(tmp_path: Path, capfd: Out) -> None:
     assert (tmp_path / "ran").read_text().split() == [*"1231", *"021"]
 
 
-def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path, capfd: Out) -> None:
+@pytest.mark.parametrize("torn", [1, 5, 60])
+def test_a_torn_last_line_is_as_if_it_had_not_been_written(
+    torn: int, tmp_path: Path, capfd: Out
+) -> None:
     log = tmp_path / "log"
-    args = [
-        "each",
-        "--limit",
-        "1",
-        "--joblog",
-        str(log),
-        "--resume",
-        f"echo {{}} >> {tmp_path}/ran",
-    ]
+    script = f"echo {{}} >> {tmp_path}/ran"
+    args = ["each", "--limit", "1", "--joblog", str(log), "--resume", script]
     assert main([*args, "1", "2"]) == 0
-    log.write_bytes(log.read_bytes()[:-1])
+    log.write_bytes(log.read_bytes()[:-torn])
     assert main([*args, "1", "2"]) == 0
     assert (tmp_path / "ran").read_text().split() == ["1", "2", "2"]
-    assert [line[0] for line in joblog_lines(log)] == ["1", "2"]
+    assert [line[8] for line in joblog_lines(log)] == [fill(script, item, 0) for item in "12"]
 
 
 @pytest.mark.parametrize("at", [1, 7, 19])

@@ -127,7 +127,7 @@ def test_testing_has_its_names_and_no_others() -> None:
     assert public_names(trio_parallel_steps.testing) == set(TESTING.split())
 
 
-FILES = "Plan pipeline_of plan_of read_file schema with_set"
+FILES = "Plan pipeline_of plan_of read_file schema with_set Watch"
 
 
 def test_files_has_its_names_and_no_others() -> None:

@@ -168,7 +168,7 @@ def test_a_command_is_made_of_what_its_table_says(
 
     monkeypatch.setattr("trio_parallel_steps._plan.command", command)
     load(folder, f"[[steps]]\nname = 'a'\ncommand = ['x', 'y']\n{keys}")
-    assert made == [(("x", "y"), options)]
+    assert made == [(("x", "y"), {**options, "on_output": None})]
 
 
 def test_a_plain_step_has_its_own_timeout(folder: Path) -> None:

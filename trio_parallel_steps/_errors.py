@@ -3,13 +3,12 @@ flattened, and all of them pickle if their contents do."""
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 from trio import TooSlowError as TooSlowError
 
-from ._util import check_seconds
+from ._util import check_seconds, signal_name
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -155,19 +154,12 @@ class CommandFailed(Exception):
         first, *more = self.command.strip().splitlines() or [""]
         shown = first[:SHOWN] + ("..." if more or len(first) > SHOWN else "")
         said = self.stderr.decode(errors="replace").strip().splitlines()
-        return f"`{shown}` {_ending(self.exit_code)}" + (f": {said[-1]}" if said else "")
+        code = self.exit_code
+        ending = f"exited with {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
+        return f"`{shown}` {ending}" + (f": {said[-1]}" if said else "")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self}>"
-
-
-def _ending(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exited with {exit_code}"
-    try:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:  # a real-time signal has a number only
-        return f"was killed by signal {-exit_code}"
 
 
 class Backpressure(Exception):

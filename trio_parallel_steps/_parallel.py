@@ -137,7 +137,7 @@ class ParallelStep(Unit):
         self.cache = check_cache(cache)
         if cache is not None:
             for unit in steps_in(self):
-                unit.check_keyable()
+                unit._check_keyable()
         self.concurrency = self._checked(concurrency_config)
 
     async def run(
@@ -190,26 +190,26 @@ class ParallelStep(Unit):
         return config
 
     @property
-    def lets_run(self) -> bool:  # type: ignore[override]
+    def _lets_run(self) -> bool:  # type: ignore[override]
         return not self.concurrency.breach_watcher
 
     @property
-    def takes_context(self) -> bool:
+    def _takes_context(self) -> bool:
         return callable(self.merge_strategy) or any(
-            unit.takes_context for unit in self.branches.values()
+            unit._takes_context for unit in self.branches.values()
         )
 
-    def branch(
+    def _branch(
         self, name: str, data: Any, held: Held, around: Around
     ) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
         around = around.within(name, self.cache)
         return _Running(self, self.concurrency, data, held, around).as_branch, ()
 
-    def within(self) -> Iterator[Unit]:
+    def _within(self) -> Iterator[Unit]:
         return iter(self.branches.values())
 
-    def described(self) -> Any:
-        branches = {name: unit.described() for name, unit in self.branches.items()}
+    def _described(self) -> Any:
+        branches = {name: unit._described() for name, unit in self.branches.items()}
         strategy = self.merge_strategy
         merge = strategy.value if isinstance(strategy, MergeStrategy) else "a function"
         return {"branches": branches, "merge": merge}
@@ -235,7 +235,7 @@ def _units(branches: Any) -> Mapping[str, Unit]:
 def steps_in(unit: Unit) -> Iterator[Step[Any]]:
     if isinstance(unit, Step):
         yield unit
-    for part in unit.within():
+    for part in unit._within():
         yield from steps_in(part)
 
 
@@ -311,7 +311,7 @@ class _Running:
         """Or raises what the step failed with."""
         step = self._step
         failure: Exception | None = None
-        base = begin(self._held.value, step.context_include_keys) if step.takes_context else None
+        base = begin(self._held.value, step.context_include_keys) if step._takes_context else None
         ends = dict.fromkeys(step.branches, Held(None))
         if base is not None:
             ends = {name: Held(base.given) for name in step.branches}
@@ -368,7 +368,7 @@ class _Running:
             check_weighs(core.pool, f"weights[{name!r}]", weight)
         priorities, weights, data, now = step.priorities, step.weights, self._data, core.run.now()
         for name, unit in step.branches.items():
-            async_fn, args = unit.branch(name, data, ends[name], around)
+            async_fn, args = unit._branch(name, data, ends[name], around)
             priority, weight = priorities.get(name, 0), weights.get(name, 1)
             nursery._submit(name, async_fn, args, priority, weight, unit.timeout, unit.retry, now)
 

@@ -133,19 +133,19 @@ class Pipeline(Unit):
     # ------------------------------------------------------------ inside
 
     @property
-    def takes_context(self) -> bool:
-        return any(unit.takes_context for unit in self.steps)
+    def _takes_context(self) -> bool:
+        return any(unit._takes_context for unit in self.steps)
 
-    def branch(
+    def _branch(
         self, name: str, data: Any, held: Held, around: Around
     ) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
         return _Running(self, data, held, around.within(name)).as_branch, ()
 
-    def within(self) -> Iterator[Unit]:
+    def _within(self) -> Iterator[Unit]:
         return iter(self.steps)
 
-    def described(self) -> Any:
-        steps = {name: unit.described() for name, unit in self._units.items()}
+    def _described(self) -> Any:
+        steps = {name: unit._described() for name, unit in self._units.items()}
         return {"steps": steps, "version": self.version}
 
 
@@ -172,7 +172,7 @@ def _named(units: Iterable[Unit]) -> Iterator[tuple[str, Unit]]:
 
 
 def _check_sheds(unit: Unit) -> None:
-    for part in unit.within():
+    for part in unit._within():
         if isinstance(part, ParallelStep) and not part.concurrency.individual_cancellation:
             raise ValueError(
                 f"PressureAction.SHED needs individual_cancellation=True, "
@@ -254,7 +254,7 @@ class _Running:
     async def _one_after_another(self, nursery: BranchNursery) -> Any:
         data, around = self._data, self._around
         for name, unit in self._pipeline._units.items():
-            nursery._core.drains = unit.lets_run
+            nursery._core.drains = unit._lets_run
             branch = start(nursery, name, unit, data, self._held, around)
             result = await branch.wait()
             if not result.success:
@@ -290,7 +290,7 @@ async def _journalled(running: _Running, path: Any) -> PipelineResult:
     from ._journal import open_journal
 
     try:
-        described = {"name": pipeline.name, **pipeline.described()}
+        described = {"name": pipeline.name, **pipeline._described()}
     except TypeError as exc:
         raise TypeError(f"a step can't be known again by a journal: {exc}") from exc
     for argument, value in (("data", running._data), ("context", running._held.value)):

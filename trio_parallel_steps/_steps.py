@@ -112,7 +112,7 @@ class Step(Unit, Generic[T]):
     4
     """
 
-    __slots__ = ("_keyer", "cache", "fn", "retry", "timeout", "version", "wants")
+    __slots__ = ("_keyer", "cache", "fn", "retry", "timeout", "version", "_wants")
 
     fn: Callable[..., Awaitable[T]]
     timeout: float
@@ -137,10 +137,10 @@ class Step(Unit, Generic[T]):
         self.retry = check_retry(retry)
         self.cache = check_cache(cache)
         self.version = check_str("version", version)
-        self.wants: Wants = wanted(fn)
+        self._wants: Wants = wanted(fn)
         self._keyer: Keyer | None = None
         if cache is not None:
-            self.check_keyable()
+            self._check_keyable()
 
     async def run(self, data: Any = None, *, context: Any = None) -> StepResult[T]:
         """Run it alone.  A checkpoint.
@@ -204,11 +204,11 @@ class Step(Unit, Generic[T]):
     # ------------------------------------------------------------ inside
 
     @property
-    def takes_context(self) -> bool:
-        return self.wants.context
+    def _takes_context(self) -> bool:
+        return self._wants.context
 
     @property
-    def keyer(self) -> Keyer:
+    def _key(self) -> Keyer:
         """What makes its keys in a cache; TypeError if there can be none."""
         from .cache._keys import Keyer  # with what it needs, for who has a cache
 
@@ -216,19 +216,19 @@ class Step(Unit, Generic[T]):
             self._keyer = Keyer(self.fn, self.version)
         return self._keyer
 
-    def check_keyable(self) -> None:
+    def _check_keyable(self) -> None:
         """TypeError if there can be no keys."""
         try:
-            self.keyer  # noqa: B018
+            self._key  # noqa: B018
         except TypeError as exc:
             raise TypeError(
                 str(exc).replace("`async_fn`", f"the function of step {self.name!r}")
             ) from None
 
-    def branch(
+    def _branch(
         self, name: str, data: Any, held: Held, around: Around
     ) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
-        wants, cache = self.wants, self.cache or around.cache
+        wants, cache = self._wants, self.cache or around.cache
         if around.journal is not None:
             around = around.within(name)
             return _Journalled(self, data, held, around, cache).run, ()
@@ -239,7 +239,7 @@ class Step(Unit, Generic[T]):
         return self.fn, (data,) if wants.data else ()
 
     async def _try(self, data: Any, held: Held, around: Around) -> T:
-        wants = self.wants
+        wants = self._wants
         args, named = wants.arguments(data)
         if wants.budget:
             named["budget"] = around.budget
@@ -251,24 +251,24 @@ class Step(Unit, Generic[T]):
         return output
 
     async def _cached(self, cache: Cache, data: Any, held: Held, around: Around) -> T:
-        args, named = self.wants.arguments(data)
-        if self.wants.context:
+        args, named = self._wants.arguments(data)
+        if self._wants.context:
             named["context"] = held.value
-        if self.wants.budget:
+        if self._wants.budget:
             named["budget"] = None  # another each time
 
         async def call() -> tuple[T, Any]:
             output = await self._try(data, held, around)
-            return output, held.copy() if self.wants.context else None
+            return output, held.copy() if self._wants.context else None
 
-        (output, context), is_kept = await cache.fetch(self.keyer(args, named), call, self.name)
+        (output, context), is_kept = await cache.fetch(self._key(args, named), call, self.name)
         if is_kept:
-            if self.wants.context:
+            if self._wants.context:
                 held.value = copied(context)
             add_to_result(True)
         return output
 
-    def described(self) -> Any:
+    def _described(self) -> Any:
         return {"step": identity(self.fn), "version": self.version}
 
 
@@ -297,10 +297,10 @@ class _Journalled:
                 output = await self.step._try(self.data, held, self.around)
             else:
                 output = await self.step._cached(self.cache, self.data, held, self.around)
-            context = held.value if self.step.takes_context else None
+            context = held.value if self.step._takes_context else None
             entry = Entry(output, context, current_branch().attempts)
             await journal.record(key, entry)
-        if self.step.takes_context:
+        if self.step._takes_context:
             held.value = entry.context
         return entry.output
 

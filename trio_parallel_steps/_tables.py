@@ -17,10 +17,9 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-# cattrs needs the types too.
 from ._config import ConcurrencyConfig, ExecutionConfig, OnBranchFailure
 from ._merge import MergeStrategy
-from ._retry import Retry  # noqa: TC001
+from ._retry import Retry  # noqa: TC001  (cattrs asks for it)
 from ._util import check_int, check_seconds, expected
 
 GRACE: Final = 5.0

@@ -50,7 +50,7 @@ class Held:
     @classmethod
     def of(cls, context: Any, unit: Unit) -> Held:
         """The caller's.  TypeError for what `unit` could not be given a copy of."""
-        return cls(checked_copy(context) if unit.takes_context else context)
+        return cls(checked_copy(context) if unit._takes_context else context)
 
     def copy(self) -> Any:
         """To be changed at will."""
@@ -99,7 +99,7 @@ class Unit(ABC):
     name: str
     timeout: float = math.inf
     retry: Retry | None = None
-    lets_run: bool = False
+    _lets_run: bool = False
     """after a breach: what runs ends by itself"""
 
     def __init__(self, name: str) -> None:
@@ -115,21 +115,21 @@ class Unit(ABC):
 
     @property
     @abstractmethod
-    def takes_context(self) -> bool:
+    def _takes_context(self) -> bool:
         """May it change the context?"""
 
     @abstractmethod
-    def branch(
+    def _branch(
         self, name: str, data: Any, held: Held, around: Around
     ) -> tuple[Callable[..., Awaitable[Any]], tuple[Any, ...]]:
         """What runs as the branch `name`, and its arguments."""
 
-    def within(self) -> Iterator[Unit]:
+    def _within(self) -> Iterator[Unit]:
         """What it is made of."""
         return iter(())
 
     @abstractmethod
-    def described(self) -> Any:
+    def _described(self) -> Any:
         """What it is and does, as plain data: as much as makes it another one."""
 
 
@@ -142,7 +142,7 @@ def start(
     around: Around,
 ) -> Any:
     """Submit it; returns the branch."""
-    async_fn, args = unit.branch(name, data, held, around)
+    async_fn, args = unit._branch(name, data, held, around)
     now = nursery._run.now()
     return nursery._submit(name, async_fn, args, 0, 1, unit.timeout, unit.retry, now)
 

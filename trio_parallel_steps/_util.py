@@ -5,6 +5,7 @@ A wrong type (bool included, where a number is wanted) is a TypeError, a wrong v
 
 import inspect
 import math
+import signal
 from collections.abc import Callable, Hashable, Iterable
 from types import BuiltinFunctionType, CoroutineType, FunctionType
 from typing import Any, Final, TypeVar
@@ -146,3 +147,10 @@ def not_async(async_fn: object, name: str = "async_fn") -> str:
         f"`{name}` must be an async function, got {async_fn!r}, which is not: "
         "wrap it in in_thread(...) or in_process(...) to run it beside the event loop"
     )
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has a number only
+        return f"signal {number}"

@@ -38,8 +38,8 @@ from ._run_pipeline import PipelineRun
     "rules",
     metavar="WHEN=CANCEL",
     multiple=True,
-    help="In every parallel step: when a branch that matches WHEN succeeds, cancel those that match "
-    "CANCEL; may be given more than once.",
+    help="In every parallel step: when a branch that matches WHEN succeeds, cancel those that "
+    "match CANCEL; may be given more than once.",
 )
 @click.option(
     "--journal",
@@ -86,6 +86,8 @@ def run_file(
         kept = journal_of(file, journal, resume=shared.resume)
         began = time.monotonic()
         trio.run(running.run, pipeline, kept)
+        if running.refusal is not None:
+            raise running.refusal
     if joblog is not None:
         joblog.close()
     if running.error is not None:

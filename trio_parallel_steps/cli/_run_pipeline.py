@@ -1,7 +1,7 @@
 """One run of a pipeline file: what is shown and written as its calls and commands end.
 
-1. A leaf is a call or a command.  Its output, its line and its line of the joblog are written in one
-   go, as it ends; the output only if it failed, or line by line as it comes.
+1. A leaf is a call or a command.  Its output, its line and its line of the joblog are written in
+   one go, as it ends; the output only if it failed, or line by line as it comes.
 2. A signal breaches the pipeline, so that what is done is kept; a second one cancels what the
    breach lets run.  Process groups are ended before this process is.
 """
@@ -22,6 +22,7 @@ from trio_parallel_steps import (
     Breach,
     Breached,
     CommandFailed,
+    JournalError,
     Pipeline,
     PipelineResult,
     StepResult,
@@ -82,6 +83,7 @@ class PipelineRun(Observer):
         self.begun: dict[Branch[Any], Leaf] = {}
         self.records: list[dict[str, Any]] = []
         self.error: OSError | None = None
+        self.refusal: JournalError | None = None  # before anything has run
 
     def watch(self, names: tuple[str, ...], shown: str) -> Leaf:
         self._number += 1
@@ -99,6 +101,8 @@ class PipelineRun(Observer):
                     self._result = await pipeline.run(
                         breach=self._breach, journal=journal, observers=[self]
                     )
+                except JournalError as refusal:
+                    self.refusal = refusal
                 except Breached as breached:
                     self._is_breached = True
                     if isinstance(breached.result, PipelineResult):

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
@@ -20,6 +19,7 @@ import trio
 from trio.lowlevel import RunVar, current_trio_token, spawn_system_task
 from trio_parallel import BrokenWorkerError, WorkerContext, open_worker_context
 
+from .._util import signal_name
 from ._calls import NotTaken, call as run_call
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def _ending(code: int | None) -> str:
         return f"exit code 1, see stderr; {MAIN}"
     if code >= 0:
         return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal has a number only
-        return f"killed by signal {-code}"
+    return f"killed by {signal_name(-code)}"
 
 
 # ---------------------------------------------------------------- beside another event loop
