@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from drivers import EVERY_DRIVER, Driver, World, run_asyncio, run_trio
-from trio_parallel_steps import ResourceLimits
+from trio_parallel_steps import ResourceLimits, open_branch_nursery
 from trio_parallel_steps._guards import Guards
 from trio_parallel_steps._readings import Figures, Reading
 from trio_parallel_steps.hosts import current_run
@@ -246,6 +246,19 @@ def test_a_probe_that_raises_is_reported_once_and_left_out(driver: Driver) -> No
         assert listener.told[-1].cpu_percent is None
         assert listener.told[-1].working_set_mb == 1
         stop()
+
+    driver(program)
+
+
+@EVERY_DRIVER
+def test_a_probe_of_what_no_reading_has_is_reported_and_left_out(driver: Driver) -> None:
+    async def program(world: World) -> None:
+        limits = ResourceLimits(max_memory_mb=1000)
+        with measured_by(FakeProbe("odd", moon=1.0)):
+            with pytest.warns(RuntimeWarning, match="the probe 'odd' raised TypeError"):
+                async with open_branch_nursery(resources=limits) as nursery:
+                    nursery.start_soon("a", world.sleep, 1)
+        assert nursery.result.success
 
     driver(program)
 

@@ -167,6 +167,7 @@ class Sampler:
             source.due = now + source.probe.every
             try:
                 source.figures = source.probe.read()
+                Reading(**source.figures)  # TypeError for what no reading has
             except Exception as exc:  # its figures are missed; no step hears of it
                 self._sources.remove(source)
                 warn(
