@@ -20,6 +20,7 @@ from trio_parallel_steps import (
     MergeStrategy,
     ParallelStep,
     Pipeline,
+    Retry,
     Step,
 )
 from trio_parallel_steps.cache import Cache
@@ -243,6 +244,38 @@ def test_the_order_of_completion_outlives_a_run(driver: Driver, tmp_path: Path) 
 
 
 @EVERY_DRIVER
+def test_the_order_of_completion_is_that_of_what_ran_last(driver: Driver, tmp_path: Path) -> None:
+    """Of a branch that was recorded as a whole, as it was; of one of which a part was, as it is."""
+
+    async def main(world: World) -> None:
+        async def late(data: Any, context: dict[str, Any]) -> None:
+            await world.sleep(1)
+            context["who"] = "late"
+
+        async def fragile_too(data: Any, context: dict[str, Any]) -> None:
+            await fragile(data)
+            context["who"] = "mended"
+
+        early = ParallelStep({"first": first}, MergeStrategy.OVERWRITE, FIXED)
+        whole = ParallelStep({"early": early, "late": late}, MergeStrategy.OVERWRITE, FIXED)
+        for _ in range(2):
+            journal = tmp_path / f"{world.backend}-whole"
+            assert (await Pipeline([whole]).run(context={}, journal=journal)).context == {
+                "who": "late"
+            }
+        part = Pipeline([Step("first", first), Step("fragile", fragile_too)])
+        branches: dict[str, Any] = {"part": part, "late": late}
+        parallel = ParallelStep(branches, MergeStrategy.OVERWRITE, FIXED)
+        for is_mended, who in ((False, "late"), (True, "mended")):
+            Trouble.is_mended = is_mended
+            journal = tmp_path / f"{world.backend}-part"
+            result = await Pipeline([parallel]).run(context={}, journal=journal)
+            assert result.context == {"who": who}
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_a_journal_of_another_run_is_refused(driver: Driver, tmp_path: Path) -> None:
     async def main(world: World) -> None:
         journal = tmp_path / world.backend
@@ -294,6 +327,24 @@ def test_an_output_that_does_not_pickle_fails_its_step(driver: Driver, tmp_path:
 
         result = await Pipeline([Step("a", unpicklable)]).run(journal=tmp_path / world.backend)
         assert isinstance(result.steps[0].exception, TypeError)
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_a_context_counts_once_its_step_is_recorded(driver: Driver, tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        async def unpicklable(data: object, context: dict[str, int]) -> object:
+            context["n"] = context.get("n", 0) + 1
+            seen.append(context["n"])
+            return lambda: None
+
+        seen: list[int] = []
+        step = Step("a", unpicklable, retry=Retry(TypeError, 2, wait_initial=0))
+        result = await Pipeline([step]).run(context={}, journal=tmp_path / world.backend)
+        assert not result.success
+        assert seen == [1, 1]
+        assert result.context == {}
 
     driver(main)
 

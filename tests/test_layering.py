@@ -39,7 +39,7 @@ TABLE = {
     """,
     "L4 steps": """
         _batches _canonical _config _contexts _database _imported _journal _load _parallel _pipeline
-        _plan _read _schema _settings _steps _structure _tables _units cache files
+        _plan _read _schema _settings _steps _structure _tables _told _units cache files
     """,
     "the package": "",
     "L5 edges": "cli cluster observe testing",

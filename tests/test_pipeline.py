@@ -152,6 +152,17 @@ def test_a_step_may_come_twice(driver: Driver) -> None:
 
 
 @EVERY_DRIVER
+def test_no_step_takes_the_name_of_another(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        pipeline = Pipeline([Step(name, double) for name in ("x", "x#2", "x", "x", "x#2")])
+        result = await pipeline.run(1)
+        assert list(by_step(result)) == ["x", "x#2", "x#3", "x#4", "x#2#2"]
+        assert result.output == 32
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_max_parallel_steps_is_one_limit_for_all_that_is_nested(driver: Driver) -> None:
     async def main(world: World) -> None:
         running = peak = 0

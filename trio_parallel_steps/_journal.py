@@ -39,7 +39,7 @@ TABLES: Final = """
 CREATE TABLE journal (pipeline TEXT NOT NULL, version TEXT NOT NULL);
 CREATE TABLE entries (key TEXT PRIMARY KEY, checksum BLOB NOT NULL, entry BLOB NOT NULL)
 """
-READ: Final = "SELECT key, checksum, CAST(entry AS BLOB) FROM entries"
+READ: Final = "SELECT key, checksum, CAST(entry AS BLOB) FROM entries ORDER BY rowid"
 WRITE: Final = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)"
 TIMEOUT: Final = 1.0  # seconds that the other run may take to close
 LONG: Final = 60  # of a description that an error quotes
@@ -73,13 +73,14 @@ class Entry:
 class Journal(metaclass=NoPublicConstructor):
     """An open one; `open_journal` makes it."""
 
-    __slots__ = ("_batches", "_connection", "_damaged", "_is_closed", "_loaded", "_path")
+    __slots__ = ("_batches", "_connection", "_damaged", "_is_closed", "_loaded", "_path", "_places")
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._is_closed = False
         self._loaded: dict[str, bytes] = {}
+        self._places: dict[str, int] = {}
         self._damaged: list[str] = []
         self._batches: Batches[tuple[str, bytes] | None] = Batches(self._carry_out)
 
@@ -99,7 +100,7 @@ class Journal(metaclass=NoPublicConstructor):
 
     def place(self, key: str) -> int:
         """Which of all that an earlier run has recorded it is, in their order."""
-        return list(self._loaded).index(key)
+        return self._places[key]
 
     @protected
     async def record(self, key: str, entry: Entry) -> None:
@@ -168,6 +169,7 @@ class Journal(metaclass=NoPublicConstructor):
             raise self._error(f"is of version {whose[1]!r} of the pipeline, not of {version!r}")
         for key, checksum, pickled in connection.execute(READ):
             if checksum == _checksum(key, pickled):
+                self._places[key] = len(self._loaded)
                 self._loaded[key] = pickled
             else:
                 self._damaged.append(key)

@@ -27,6 +27,7 @@ from ._resources import ResourceLimits
 from ._run_branches import check_ints
 from ._spending import Budget, check_budget
 from ._steps import Step, check_cache
+from ._told import again, as_told, is_timeout
 from ._units import Around, Held, Unit, add_to_result
 from ._util import check_all, check_seconds, expected
 from .abc import Observer
@@ -272,7 +273,7 @@ def limit_of(config: ConcurrencyConfig, run: Run) -> LimitLike:
 class _Running:
     """One run of a parallel step."""
 
-    __slots__ = ("_around", "_config", "_data", "_held", "_result", "_step")
+    __slots__ = ("_around", "_config", "_data", "_given", "_held", "_result", "_step")
 
     def __init__(
         self, step: ParallelStep, config: ConcurrencyConfig, data: Any, held: Held, around: Around
@@ -281,6 +282,7 @@ class _Running:
         self._config = config
         self._data = data
         self._held = held
+        self._given = attrs.evolve(held)
         self._around = around
         self._result: ParallelResult[str, Any] | None = None
 
@@ -302,6 +304,8 @@ class _Running:
         return StepResult(name, name, status, output, exception, reason, *rest)
 
     async def as_branch(self) -> Any:
+        self._held.begin_again(self._given)  # it may have been shed
+        self._result = None
         try:
             return await self._output()
         finally:
@@ -312,15 +316,14 @@ class _Running:
         step = self._step
         failure: Exception | None = None
         base = begin(self._held.value, step.context_include_keys) if step._takes_context else None
-        ends = dict.fromkeys(step.branches, Held(None))
-        if base is not None:
-            ends = {name: Held(base.given) for name in step.branches}
+        ends = {name: Held(None if base is None else base.given) for name in step.branches}
         try:
             await self._run_branches(ends)
         except StepTimeout as exc:
             failure = exc
         finally:
             lost = self._merge(base, ends)
+            self._held.kept = _last(ends)
         result = self._result
         assert result is not None
         try:
@@ -348,15 +351,21 @@ class _Running:
                 on_breach="cancel" if config.breach_watcher else "drain",
             ) as nursery:
                 self._start_all(nursery, ends)
-        finally:
+        except (Breached, StepTimeout) as exc:
             if nursery is not None:
-                self._result = nursery.result
-                if not config.completion_tracking:
-                    self._result = without_order(nursery.result)
+                exc.result = self._result = self._told(nursery)
+            raise
+        finally:
+            if nursery is not None and self._result is None:
+                self._result = self._told(nursery)
+
+    def _told(self, nursery: BranchNursery) -> ParallelResult[str, Any]:
+        result = with_told(nursery.result)
+        return result if self._config.completion_tracking else without_order(result)
 
     def _start_all(self, nursery: BranchNursery, ends: Mapping[str, Held]) -> None:
         step, config = self._step, self._config
-        around = self._around if config.breach_watcher else self._around.undisturbed()
+        around = self._around.beside_others(config.breach_watcher)
         core = nursery._core
         core.cancels_branches = config.individual_cancellation
         limits = around.resources or ResourceLimits()
@@ -374,6 +383,11 @@ class _Running:
 
     def _failure(self, result: ParallelResult[str, Any]) -> Exception | None:
         """What the step failed with, by what became of its branches."""
+        for branch in result.values():
+            if isinstance(branch.exception, Breached):
+                breached = again(branch.exception, result)
+                breached.__cause__ = branch.exception
+                return breached
         if self._step.on_branch_failure is OnBranchFailure.PROPAGATE:
             failed = not result.success
         else:
@@ -401,6 +415,12 @@ class _Running:
         return None
 
 
+def _last(ends: Mapping[str, Held]) -> int | None:
+    """The place of a step whose branches have these, if the journal had all of it."""
+    places = [end.kept for end in ends.values() if end.kept is not None]
+    return max(places) if len(places) == len(ends) > 0 else None
+
+
 def _place(end: Held, result: StepResult[Any]) -> tuple[bool, int]:
     """In the order of completion: what the journal had came before all others."""
     if end.kept is not None:
@@ -409,11 +429,15 @@ def _place(end: Held, result: StepResult[Any]) -> tuple[bool, int]:
     return True, result.completion_index
 
 
-def is_timeout(exc: Exception | None, result: ParallelResult[Any, Any] | None) -> bool:
-    """Is it the step's own timeout?"""
-    return isinstance(exc, StepTimeout) and exc.result is result
-
-
 def without_order(result: ParallelResult[str, Any]) -> ParallelResult[str, Any]:
     results = {name: attrs.evolve(branch, completion_index=None) for name, branch in result.items()}
     return attrs.evolve(result, branches=results, endings=())
+
+
+def with_told(result: ParallelResult[str, Any]) -> ParallelResult[str, Any]:
+    """With what is in it as it is told, if some of it was a unit of its own."""
+    if not any(isinstance(exc, Breached | StepTimeout) for exc in result.errors.values()):
+        return result
+    results = {name: as_told(branch) for name, branch in result.items()}
+    endings = [results[name] for name in result.completion_order]
+    return attrs.evolve(result, branches=results, endings=endings)

@@ -17,11 +17,12 @@ import attrs
 
 from ._breach import Breach, check_breach
 from ._config import ExecutionConfig, check_execution
-from ._errors import BranchNotDone, Breached, BudgetExceeded
-from ._outcomes import BranchStatus, StepResult, said
-from ._parallel import ParallelStep, is_timeout
+from ._errors import BranchNotDone, Breached
+from ._outcomes import StepResult, said
+from ._parallel import ParallelStep
 from ._resources import PressureAction
 from ._spending import Budget, check_budget
+from ._told import again, as_told
 from ._units import Around, Held, Unit, add_to_result, limit_here, start
 from ._util import check_all, check_str
 from .abc import Observer
@@ -166,9 +167,14 @@ def _parts(unit: Unit) -> tuple[Unit, ...]:
 
 def _named(units: Iterable[Unit]) -> Iterator[tuple[str, Unit]]:
     seen: dict[str, int] = {}
+    taken: set[str] = set()
     for unit in units:
-        times = seen[unit.name] = seen.get(unit.name, 0) + 1
-        yield unit.name if times == 1 else f"{unit.name}#{times}", unit
+        name = unit.name
+        while name in taken:  # it may be what another one is called
+            seen[unit.name] = seen.get(unit.name, 1) + 1
+            name = f"{unit.name}#{seen[unit.name]}"
+        taken.add(name)
+        yield name, unit
 
 
 def _check_sheds(unit: Unit) -> None:
@@ -187,7 +193,7 @@ def _check_sheds(unit: Unit) -> None:
 class _Running:
     """One run of a pipeline."""
 
-    __slots__ = ("_around", "_data", "_failed", "_held", "_pipeline", "_steps")
+    __slots__ = ("_around", "_data", "_failed", "_given", "_held", "_pipeline", "_steps")
 
     def __init__(self, pipeline: Pipeline, data: Any, held: Held, around: Around) -> None:
         config = pipeline.execution_config
@@ -198,6 +204,7 @@ class _Running:
         self._pipeline = pipeline
         self._data = data
         self._held = held
+        self._given = attrs.evolve(held)
         self._around: Around = around
         self._steps: tuple[StepResult[Any], ...] = ()
         self._failed: StepResult[Any] | None = None
@@ -216,6 +223,8 @@ class _Running:
         return self._result(output, feedback)
 
     async def as_branch(self) -> Any:
+        self._held.begin_again(self._given)  # it may have been shed
+        self._failed = None
         try:
             return await self._output()
         finally:
@@ -252,9 +261,12 @@ class _Running:
         raise BranchNotDone(failed.feedback)
 
     async def _one_after_another(self, nursery: BranchNursery) -> Any:
-        data, around = self._data, self._around
+        data = self._data
+        pipelines = (*self._around.pipelines, nursery._core)
+        around = attrs.evolve(self._around, pipelines=pipelines)
         for name, unit in self._pipeline._units.items():
-            nursery._core.drains = unit._lets_run
+            for core in pipelines:
+                core.drains = unit._lets_run
             branch = start(nursery, name, unit, data, self._held, around)
             result = await branch.wait()
             if not result.success:
@@ -262,26 +274,6 @@ class _Running:
                 return None
             data = result.output
         return data
-
-
-def as_told(result: StepResult[Any]) -> StepResult[Any]:
-    """Of a unit, by what it raised: its own timeout, and a breach within it, are no failures of
-    its code."""
-    exc = result.exception
-    if result.status is not BranchStatus.FAILED:
-        return result
-    if is_timeout(exc, result.branches):
-        return attrs.evolve(result, status=BranchStatus.TIMED_OUT, reason=str(exc))
-    if isinstance(exc, Breached):
-        return attrs.evolve(result, status=BranchStatus.BREACHED, reason=exc.reason)
-    return result
-
-
-def again(breached: Breached, result: PipelineResult) -> Breached:
-    """What a step raised, as the pipeline raises it."""
-    if isinstance(breached, BudgetExceeded):
-        return breached.again(result)
-    return Breached(breached.reason, result)
 
 
 async def _journalled(running: _Running, path: Any) -> PipelineResult:

@@ -257,15 +257,17 @@ class Step(Unit, Generic[T]):
         if self._wants.budget:
             named["budget"] = None  # another each time
 
+        own = Held(held.value)  # it counts once the cache has it, too
+
         async def call() -> tuple[T, Any]:
-            output = await self._try(data, held, around)
-            return output, held.copy() if self._wants.context else None
+            output = await self._try(data, own, around)
+            return output, own.copy() if self._wants.context else None
 
         (output, context), is_kept = await cache.fetch(self._key(args, named), call, self.name)
         if is_kept:
-            if self._wants.context:
-                held.value = copied(context)
             add_to_result(True)
+        if self._wants.context:
+            held.value = copied(context) if is_kept else own.value
         return output
 
     def _described(self) -> Any:
@@ -293,11 +295,13 @@ class _Journalled:
             add_to_result(True)
             held.kept = journal.place(key)
         else:
+            held.kept = None
+            own = Held(held.value)  # it counts once it is recorded
             if self.cache is None:
-                output = await self.step._try(self.data, held, self.around)
+                output = await self.step._try(self.data, own, self.around)
             else:
-                output = await self.step._cached(self.cache, self.data, held, self.around)
-            context = held.value if self.step._takes_context else None
+                output = await self.step._cached(self.cache, self.data, own, self.around)
+            context = own.value if self.step._takes_context else None
             entry = Entry(output, context, current_branch().attempts)
             await journal.record(key, entry)
         if self.step._takes_context:

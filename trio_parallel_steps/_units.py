@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ._breach import Breach
+    from ._core import StepCore
     from ._journal import Journal
     from ._limiter import LimitLike
     from ._nursery import BranchNursery
@@ -56,6 +57,9 @@ class Held:
         """To be changed at will."""
         return copied(self.value)
 
+    def begin_again(self, given: Held) -> None:
+        self.value, self.kept = given.value, given.kept
+
 
 @attrs.frozen(eq=False)
 class Around:
@@ -71,14 +75,16 @@ class Around:
     """names, outward in"""
     is_breached: bool = True
     """with the run, or does it go on?"""
+    pipelines: tuple[StepCore, ...] = ()
+    """that it alone runs in, so that a breach does to them what it does to it"""
 
     def within(self, name: str, cache: Cache | None = None) -> Around:
         """As what is in the unit `name`, which brings that cache, finds it."""
         return attrs.evolve(self, path=(*self.path, name), cache=cache or self.cache)
 
-    def undisturbed(self) -> Around:
-        """For what is to go on though the run was breached."""
-        return attrs.evolve(self, is_breached=False)
+    def beside_others(self, is_breached: bool) -> Around:
+        """For what does not run alone, and goes on though the run was breached, or does not."""
+        return attrs.evolve(self, is_breached=self.is_breached and is_breached, pipelines=())
 
     def open(
         self, limit: LimitLike, **options: Unpack[NurseryOptions]
