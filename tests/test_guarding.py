@@ -105,6 +105,25 @@ def test_one_branch_runs_all_the_same(driver: Driver) -> None:
 
 
 @EVERY_DRIVER
+def test_who_waits_for_the_window_goes_on_as_a_branch_ends_not_with_the_next_reading(
+    driver: Driver,
+) -> None:
+    async def main(world: World) -> None:
+        began: list[float] = []
+        begin = world.now()
+
+        async def work() -> None:
+            began.append(round(world.now() - begin, 3))
+            await world.sleep(0.03)
+
+        with measured_by(Machine(10)):
+            await run_branches({key: work for key in "abc"}, 10, resources=MEMORY)
+        assert began == [0, 0.03, 0.06]
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_a_parked_branch_is_none_that_runs(driver: Driver) -> None:
     async def main(world: World) -> None:
         async def nest() -> None:

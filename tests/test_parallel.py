@@ -603,6 +603,21 @@ def test_a_failed_branchs_changes_are_never_merged(driver: Driver) -> None:
 
 
 @EVERY_DRIVER
+def test_what_a_failed_pipeline_did_before_it_failed_is_not_merged(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        async def bad(data: object) -> None:
+            raise ValueError
+
+        failing = Step("change", changes(world, 0, bad=1)) >> Step("bad", bad)
+        branches = {"failing": failing, "good": changes(world, 1, good=1)}
+        parallel = ParallelStep(branches, MergeStrategy.OVERWRITE)
+        result = await Pipeline([parallel]).run(context={})
+        assert result.context == {"good": 1}
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_what_was_not_merged_is_noted_beside_a_failure(driver: Driver) -> None:
     async def main(world: World) -> None:
         async def bad(data: object) -> None:
