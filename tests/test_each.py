@@ -384,3 +384,23 @@ def test_a_bad_option_is_one_line_and_2(args: list[str], said: str, capfd: Out) 
     assert main(["each", *args]) == 2
     assert capfd.readouterr() == ("", f"Error: {said}\n")
     assert Path(__file__).stat().st_size > 0
+
+
+def test_stdin_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    for more in ([], ["--dry-run"]):
+        with (tmp_path / "written").open("wb") as stdin:
+            ended = subprocess.run(
+                each(*more, "echo"),
+                stdin=stdin,
+                capture_output=True,
+                env=environment(),
+                check=False,
+            )
+        assert ended.returncode == 1
+        assert ended.stderr.startswith(b"Error: could not read stdin: ")
+        assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_timeout_is_told_with_the_item(capfd: Out) -> None:
+    assert main(["each", "--timeout", "0.1", "sleep 9; echo", "a\x1b[1mb"]) == 1
+    assert capfd.readouterr().err == "each: a\\x1b[1mb: timed out after 0.1 s\neach: 1 failed\n"

@@ -59,7 +59,7 @@ def change(path: Path, statement: str, *values: Any) -> None:
 
 @EVERY_DRIVER
 def test_what_was_recorded_is_there_the_next_time(path: Path, driver: Driver) -> None:
-    full = Entry({"a": [1]}, {"seen": {1}}, 3, 1.5, True, {"usd": 0.5})
+    full = Entry({"a": [1]}, {"seen": {1}}, {"usd": 0.5})
 
     async def first(world: World) -> None:
         async with open_journal(path, "p", "1") as journal:

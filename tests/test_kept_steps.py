@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import pytest
 
 import journal_kills
@@ -16,10 +18,13 @@ from drivers import EVERY_DRIVER, Driver, World
 from test_parallel import FIXED
 from trio_parallel_steps import (
     Budget,
+    BudgetExceeded,
+    ExecutionConfig,
     JournalError,
     MergeStrategy,
     ParallelStep,
     Pipeline,
+    PipelineResult,
     Retry,
     Step,
 )
@@ -62,6 +67,25 @@ class Called:
 
 class Described(Called):
     described = ("what it says", 1)
+
+
+@attrs.frozen
+class Times:
+    factor: int
+
+    async def of(self, data: int) -> int:
+        return self.factor * data
+
+    async def __call__(self, data: int) -> int:
+        return self.factor * data
+
+
+def merged(context: Any, branches: Any) -> Any:
+    return context
+
+
+def merged_otherwise(context: Any, branches: Any) -> Any:
+    return context
 
 
 class Trouble:
@@ -302,6 +326,39 @@ def test_a_journal_of_another_run_is_refused(driver: Driver, tmp_path: Path) -> 
 
 
 @EVERY_DRIVER
+def test_whatever_changes_what_a_step_is_given_makes_another_run(
+    driver: Driver, tmp_path: Path
+) -> None:
+    async def main(world: World) -> None:
+        def pipeline(fn: Any = square, **options: Any) -> Pipeline:
+            return Pipeline([ParallelStep({"a": fn}, **options), Step("b", ask)])
+
+        async def ask(data: Any) -> Any:
+            return data
+
+        options: list[dict[str, Any]] = [
+            {},
+            {"reduce": len},
+            {"reduce": sum},
+            {"context_include_keys": ["a"]},
+            {"merge_strategy": merged},
+            {"merge_strategy": merged_otherwise},
+            {"fn": Times(2).of},
+            {"fn": Times(3).of},
+            {"fn": Times(3)},
+            {"fn": Called().__call__},
+        ]
+        for number, (one, other) in enumerate(pairwise(options)):
+            journal = tmp_path / f"{world.backend}{number}"
+            for _ in range(2):
+                await pipeline(**one).run(2, context={}, journal=journal)
+            with pytest.raises(JournalError, match="another pipeline"):
+                await pipeline(**other).run(2, context={}, journal=journal)
+
+    driver(main)
+
+
+@EVERY_DRIVER
 def test_what_a_journal_cannot_know_again_is_refused(driver: Driver, tmp_path: Path) -> None:
     async def main(world: World) -> None:
         pipeline = Pipeline([Step("a", square)])
@@ -327,6 +384,38 @@ def test_an_output_that_does_not_pickle_fails_its_step(driver: Driver, tmp_path:
 
         result = await Pipeline([Step("a", unpicklable)]).run(journal=tmp_path / world.backend)
         assert isinstance(result.steps[0].exception, TypeError)
+
+    driver(main)
+
+
+@EVERY_DRIVER
+def test_what_was_spent_counts_after_a_resume(driver: Driver, tmp_path: Path) -> None:
+    async def main(world: World) -> None:
+        async def spend(data: object, budget: Budget) -> None:
+            tries.append(1)
+            budget.spend(usd=1)
+            if len(tries) == 1:
+                raise ValueError
+
+        async def last(data: object, budget: Budget) -> None:
+            budget.spend(usd=9 if is_dear else 1)
+
+        tries: list[int] = []
+        is_dear = True
+        journal = tmp_path / world.backend
+        twice = Step("spend", spend, retry=Retry(ValueError, 2, wait_initial=0))
+        config = ExecutionConfig(usage_limits={"usd": 3})
+        pipeline = Pipeline([ParallelStep({"spend": twice}), Step("last", last)], config)
+        for _ in range(2):
+            with pytest.raises(BudgetExceeded) as caught:
+                await pipeline.run(journal=journal)
+            assert caught.value.used == 2
+            assert isinstance(caught.value.result, PipelineResult)
+            assert caught.value.result.usage == {"usd": 2}
+        is_dear = False
+        for _ in range(2):
+            assert (await pipeline.run(journal=journal)).usage == {"usd": 3}
+        assert len(tries) == 2
 
     driver(main)
 

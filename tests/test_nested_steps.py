@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -146,6 +149,28 @@ def test_what_lets_its_branches_end_may_be_inside_a_pipeline(driver: Driver) -> 
 
 
 @EVERY_DRIVER
+def test_what_lets_its_branches_end_lets_those_within_them_end(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        async def press(data: object) -> None:
+            machine.working_set_mb = 2000
+            await world.sleep(2)
+            machine.working_set_mb = 100
+
+        machine.working_set_mb = 100
+        limits = ResourceLimits(max_memory_mb=1000, action=PressureAction.BREACH)
+        inner = ParallelStep({"press": press}, concurrency_config=FIXED)
+        outer = ParallelStep({"inner": inner}, concurrency_config=DRAINS)
+        with pytest.raises(Breached, match="memory") as caught:
+            await Pipeline([outer], ExecutionConfig(resource_limits=limits)).run()
+        assert isinstance(caught.value.result, PipelineResult)
+        assert statuses(caught.value.result.steps[0]) == {"inner": SUCCEEDED}
+
+    machine = Machine(100)
+    with measured_by(machine):
+        driver(main)
+
+
+@EVERY_DRIVER
 def test_a_pipeline_beside_others_does_not_speak_for_those_around(driver: Driver) -> None:
     """The one that is in a branch lets its own end; the parallel step around it does not."""
 
@@ -165,6 +190,63 @@ def test_a_pipeline_beside_others_does_not_speak_for_those_around(driver: Driver
             await Pipeline([parallel]).run(breach=breach)
 
     driver(main)
+
+
+# ---------------------------------------------------------------- without the collector
+
+
+class Oops(ValueError):
+    """One that a weak reference can be had of."""
+
+
+@EVERY_DRIVER
+def test_what_was_raised_goes_with_the_result(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        raised: list[weakref.ref[Exception]] = []
+
+        def fail(error: Exception) -> None:
+            raised.append(weakref.ref(error))
+            try:
+                raise error
+            finally:
+                del error
+
+        async def bad(data: object) -> None:
+            fail(Oops())
+
+        async def bad_with_context(data: object, context: object) -> None:
+            fail(Oops())
+
+        async def breached(data: object) -> None:
+            fail(Breached("enough"))
+
+        units: list[Any] = []
+        for fn in (bad, bad_with_context, breached):
+            parallel = ParallelStep({"a": fn}, concurrency_config=FIXED)
+            units += [
+                Step("a", fn),
+                Pipeline([Step("a", fn)]),
+                Pipeline([Pipeline([Step("a", fn)])]),
+                parallel,
+                Pipeline([parallel]),
+                ParallelStep({"a": Pipeline([parallel])}, concurrency_config=FIXED),
+            ]
+        units.append(
+            ParallelStep({"a": double}, concurrency_config=FIXED, reduce=lambda _: fail(Oops()))
+        )
+        for unit in units:
+            with suppress(Breached):
+                await unit.run(1)
+            await world.sleep(1)
+        assert len(raised) == len(units)
+        assert [ref() for ref in raised] == [None] * len(units)
+
+    gc.collect()
+    gc.disable()
+    try:
+        driver(main)
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- shed, and run again

@@ -26,6 +26,8 @@ def test_it_is_plain_values(tmp_path: Path, name: str, content: bytes, read: obj
     ("name", "content", "said"),
     [
         ("x.yaml", b"", "x.yaml: the file's name must end in .toml or .json"),
+        ("x.toml", b"a = " + b"[" * 9999, "x.toml: the file's tables are nested too deeply"),
+        ("x.json", b"[" * 99999, "x.json: the file's tables are nested too deeply"),
         ("x.toml", b"a = 1\nb = = 2\n", "x.toml:2:5: Invalid value"),
         ("x.toml", b"a = 1\nb = [1,", "x.toml:2:8: Invalid value"),
         ("x.toml", b"a = 1\nb = \xff\n", "x.toml:2:5: not UTF-8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -89,6 +90,12 @@ def test_a_function_gets_what_it_names(driver: Driver) -> None:
         async def by_place_only(context: int, /) -> int:  # that is data
             return context
 
+        async def context_first(context: dict[str, int], *args: object) -> object:
+            return context["a"], args
+
+        async def bound(data: int, context: dict[str, int]) -> int:
+            return data + context["a"]
+
         async def output(fn: Any) -> Any:
             return (await Step("x", fn).run(5, context={"a": 1})).unwrap()
 
@@ -99,6 +106,8 @@ def test_a_function_gets_what_it_names(driver: Driver) -> None:
         assert await output(all_of_them) == 6
         assert await output(with_default) == 6
         assert await output(by_place_only) == 5
+        assert await output(context_first) == (1, ())
+        assert await output(partial(bound, context={"a": 7})) == 12
         assert await output(in_thread(one_more)) == 6
 
     driver(main)

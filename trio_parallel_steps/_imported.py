@@ -45,7 +45,7 @@ def imported(target: str, folder: Path) -> Any:
         raise ValueError(f'must be "module:name", got {target!r}')
     try:
         found = import_module(module_name)
-    except Exception as error:  # of the user's module
+    except (Exception, SystemExit) as error:  # of the user's module
         raise ValueError(f"can't be imported: {type(error).__name__}: {error}") from error
     _check_own(module_name.partition(".")[0], folder)
     for part in name.split("."):

@@ -61,10 +61,6 @@ class Entry:
     output: Any
     context: Any = NO_CONTEXT
     """the one that it left, if there is one"""
-    attempts: int = 1
-    duration: float = 0.0
-    """seconds from the first admission to the end"""
-    from_cache: bool = False
     usage: Mapping[str, float] = attrs.field(factory=dict)
     """what it spent of the run's budget"""
 

@@ -26,7 +26,7 @@ from ._outcomes import BranchStatus, ParallelResult, StepResult, said
 from ._resources import ResourceLimits
 from ._run_branches import check_ints
 from ._spending import Budget, check_budget
-from ._steps import Step, check_cache
+from ._steps import Step, check_cache, identity
 from ._told import again, as_told, is_timeout
 from ._units import Around, Held, Unit, add_to_result
 from ._util import check_all, check_seconds, expected
@@ -211,9 +211,13 @@ class ParallelStep(Unit):
 
     def _described(self) -> Any:
         branches = {name: unit._described() for name, unit in self.branches.items()}
-        strategy = self.merge_strategy
-        merge = strategy.value if isinstance(strategy, MergeStrategy) else "a function"
-        return {"branches": branches, "merge": merge}
+        strategy, reduce, keys = self.merge_strategy, self.reduce, self.context_include_keys
+        return {
+            "branches": branches,
+            "merge": strategy.value if isinstance(strategy, MergeStrategy) else identity(strategy),
+            "reduce": None if reduce is None else identity(reduce),
+            "keys": None if keys is None else sorted(keys),
+        }
 
 
 def _units(branches: Any) -> Mapping[str, Unit]:
@@ -301,7 +305,10 @@ class _Running:
                 status, reason = BranchStatus.TIMED_OUT, str(exc)
         name = self._step.name
         rest = (1, began, began, run.now(), 0, False, self._result)
-        return StepResult(name, name, status, output, exception, reason, *rest)
+        try:
+            return StepResult(name, name, status, output, exception, reason, *rest)
+        finally:
+            del exception  # whose traceback keeps this frame: no cycles
 
     async def as_branch(self) -> Any:
         self._held.begin_again(self._given)  # it may have been shed
@@ -352,16 +359,17 @@ class _Running:
             ) as nursery:
                 self._start_all(nursery, ends)
         except (Breached, StepTimeout) as exc:
-            if nursery is not None:
-                exc.result = self._result = self._told(nursery)
+            exc.result = self._note_result(nursery)
             raise
         finally:
-            if nursery is not None and self._result is None:
-                self._result = self._told(nursery)
+            self._note_result(nursery)
 
-    def _told(self, nursery: BranchNursery) -> ParallelResult[str, Any]:
-        result = with_told(nursery.result)
-        return result if self._config.completion_tracking else without_order(result)
+    def _note_result(self, nursery: BranchNursery | None) -> ParallelResult[str, Any] | None:
+        if self._result is None and nursery is not None:
+            result = with_told(nursery.result)
+            tracks = self._config.completion_tracking
+            self._result = result if tracks else without_order(result)
+        return self._result
 
     def _start_all(self, nursery: BranchNursery, ends: Mapping[str, Held]) -> None:
         step, config = self._step, self._config
@@ -383,10 +391,10 @@ class _Running:
 
     def _failure(self, result: ParallelResult[str, Any]) -> Exception | None:
         """What the step failed with, by what became of its branches."""
-        for branch in result.values():
-            if isinstance(branch.exception, Breached):
-                breached = again(branch.exception, result)
-                breached.__cause__ = branch.exception
+        for exc in result.errors.values():
+            if isinstance(exc, Breached):
+                breached = again(exc, result)
+                breached.__cause__ = exc
                 return breached
         if self._step.on_branch_failure is OnBranchFailure.PROPAGATE:
             failed = not result.success

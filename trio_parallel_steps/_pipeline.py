@@ -30,6 +30,7 @@ from .abc import Observer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from ._core import StepCore
     from ._nursery import BranchNursery
 
 
@@ -51,7 +52,7 @@ class PipelineResult:
     feedback: str | None
     """one sentence about what did not succeed; None on success"""
     usage: dict[str, float]
-    """what was spent, by unit, failed branches included"""
+    """what was spent, by unit, failed branches included, and what a journal has recorded"""
 
 
 @final
@@ -111,10 +112,11 @@ class Pipeline(Unit):
         """Run it.  A checkpoint.
 
         With a `journal`, a path, each step and branch that succeeds is recorded there durably as
-        it ends, and a run that finds it there does not run it again.  Their outputs, and the
-        contexts that they change, have to pickle; data and context have to be what a `cache.Cache`
-        can key.  `JournalError` for a journal of another pipeline, version, data or context, or one
-        that is in use.
+        it ends, and a run that finds it there does not run it again; what it spent counts in that
+        run too, against its limits and those of `budget`.  Their outputs, and the contexts that
+        they change, have to pickle; data and context have to be what a `cache.Cache` can key.
+        `JournalError` for a journal of another pipeline, version, data or context, or one that is
+        in use.
 
         Raises `Breached`, with the PipelineResult so far; every other Exception is in the result.
         """
@@ -215,8 +217,7 @@ class _Running:
             output = await self._output()
         except Breached as breached:
             told = breached.reason
-            result = self._result(None, told)
-            raise again(breached, result) from breached.__cause__
+            raise again(breached, self._result(None, told)) from breached.__cause__
         except Exception as exc:
             stopped = [step.feedback for step in self._steps if not step.success]
             feedback = stopped[-1] if stopped else said(exc)
@@ -228,13 +229,18 @@ class _Running:
         try:
             return await self._output()
         finally:
-            add_to_result(False, None, self._steps)
+            add_to_result(False, None, self._take_steps())
 
     def _result(self, output: Any, feedback: str | None) -> PipelineResult:
         usage = self._around.budget.settled()
-        return PipelineResult(
-            feedback is None, output, self._held.value, self._steps, feedback, usage
-        )
+        steps = self._take_steps()
+        return PipelineResult(feedback is None, output, self._held.value, steps, feedback, usage)
+
+    def _take_steps(self) -> tuple[StepResult[Any], ...]:
+        """What is raised out of it is the exception of one of them, and keeps its frames: no
+        cycles."""
+        steps, self._steps = self._steps, ()
+        return steps
 
     async def _output(self) -> Any:
         """Of the last step; raises what the pipeline failed with."""
@@ -253,19 +259,20 @@ class _Running:
         finally:
             if nursery is not None:
                 self._steps = tuple(map(as_told, nursery.result.values()))
-        failed = self._failed
+            del nursery  # no cycles: it has what is raised
+        failed, self._failed = self._failed, None
         if failed is None:
             return output
-        if failed.exception is not None:
-            raise failed.exception
-        raise BranchNotDone(failed.feedback)
+        try:
+            raise failed.exception or BranchNotDone(failed.feedback)
+        finally:
+            del failed  # no cycles
 
     async def _one_after_another(self, nursery: BranchNursery) -> Any:
         data = self._data
-        pipelines = (*self._around.pipelines, nursery._core)
-        around = attrs.evolve(self._around, pipelines=pipelines)
+        around = attrs.evolve(self._around, pipelines=self._around.pipelines + 1)
         for name, unit in self._pipeline._units.items():
-            for core in pipelines:
+            for core in _cores(nursery._core, around.pipelines):
                 core.drains = unit._lets_run
             branch = start(nursery, name, unit, data, self._held, around)
             result = await branch.wait()
@@ -276,13 +283,21 @@ class _Running:
         return data
 
 
+def _cores(core: StepCore | None, number: int) -> Iterator[StepCore]:
+    """This one, and those around it: so many."""
+    for _ in range(number):
+        assert core is not None
+        yield core
+        core = None if core.parent is None else core.parent._step
+
+
 async def _journalled(running: _Running, path: Any) -> PipelineResult:
     pipeline = running._pipeline
     from ._canonical import canonical, text  # with what they need, for who has a journal
     from ._journal import open_journal
 
     try:
-        described = {"name": pipeline.name, **pipeline._described()}
+        described = {"name": pipeline.name, "steps": pipeline._described()["steps"]}
     except TypeError as exc:
         raise TypeError(f"a step can't be known again by a journal: {exc}") from exc
     for argument, value in (("data", running._data), ("context", running._held.value)):

@@ -32,7 +32,10 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         lines = content[: error.start].split(b"\n")
         raise _syntax(path, len(lines), len(lines[-1]) + 1, "not UTF-8") from None
-    return _toml(path, text) if file.suffix == ".toml" else _json(path, text)
+    try:
+        return _toml(path, text) if file.suffix == ".toml" else _json(path, text)
+    except RecursionError:
+        raise ConfigError(str(path), ["the file's tables are nested too deeply"]) from None
 
 
 def _toml(path: str | Path, text: str) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import json
 import math
 from functools import partial
 from inspect import Parameter
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final, overload
 
 import attrs
 
-from ._branch import current_branch
 from ._config import ConcurrencyConfig, OnBranchFailure
 from ._contexts import copied
 from ._merge import MergeStrategy
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OFFERED = ("context", "budget")
 BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL)
 BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 ANY_NUMBER = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
@@ -64,9 +65,13 @@ def wanted(fn: Callable[..., Any]) -> Wants:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):  # some callables of extensions have none
         return Wants(data=True)
-    named = {p.name for p in parameters if p.name in ("context", "budget") and p.kind in BY_NAME}
+    bound = fn.keywords if isinstance(fn, partial) else {}  # it has these already
+    named = {p.name: p.kind for p in parameters if p.name in OFFERED and p.kind in BY_NAME}
+    named = {name: kind for name, kind in named.items() if name not in bound}
     others = [p for p in parameters if p.name not in named]
     takes_data = bool(others) and others[0].kind in BY_PLACE
+    if takes_data and others[0].kind is Parameter.VAR_POSITIONAL:
+        takes_data = Parameter.POSITIONAL_OR_KEYWORD not in named.values()  # which come before
     for parameter in others[takes_data:]:
         if parameter.default is Parameter.empty and parameter.kind not in ANY_NUMBER:
             raise TypeError(
@@ -87,8 +92,22 @@ def identity(fn: Callable[..., Any]) -> Any:
     described = getattr(fn, "described", None)
     if described is not None:
         return canonical(described)
-    known = fn if hasattr(fn, "__qualname__") else type(fn)
-    return f"{known.__module__}:{known.__qualname__}"
+    if isinstance(fn, MethodType):
+        return [identity(fn.__func__), _identity_of_object(fn.__self__)]
+    if not hasattr(fn, "__qualname__"):
+        return _identity_of_object(fn)
+    return f"{fn.__module__}:{fn.__qualname__}"
+
+
+def _identity_of_object(value: Any) -> Any:
+    """By what it holds, if that has a canonical form; else by its class."""
+    from ._canonical import canonical
+
+    try:
+        return canonical(value)
+    except TypeError:
+        kind = type(value)
+        return f"{kind.__module__}:{kind.__qualname__}"
 
 
 @final
@@ -231,6 +250,8 @@ class Step(Unit, Generic[T]):
         wants, cache = self._wants, self.cache or around.cache
         if around.journal is not None:
             around = around.within(name)
+            if wants.budget:  # of its own: what all its tries spend is recorded
+                around = attrs.evolve(around, budget=Budget(around.budget))
             return _Journalled(self, data, held, around, cache).run, ()
         if cache is not None:
             return partial(self._cached, cache, data, held, around), ()
@@ -287,12 +308,14 @@ class _Journalled:
     async def run(self) -> Any:
         from ._journal import Entry
 
-        journal, held = self.around.journal, self.held
+        journal, held, wants = self.around.journal, self.held, self.step._wants
         assert journal is not None
         key = json.dumps(self.around.path)
         entry = journal.get(key)
         if entry is not None:
             add_to_result(True)
+            if entry.usage:
+                self.around.budget.spend(**entry.usage)
             held.kept = journal.place(key)
         else:
             held.kept = None
@@ -301,10 +324,11 @@ class _Journalled:
                 output = await self.step._try(self.data, own, self.around)
             else:
                 output = await self.step._cached(self.cache, self.data, own, self.around)
-            context = own.value if self.step._takes_context else None
-            entry = Entry(output, context, current_branch().attempts)
+            context = own.value if wants.context else None
+            usage = self.around.budget.settled() if wants.budget else {}
+            entry = Entry(output, context, usage)
             await journal.record(key, entry)
-        if self.step._takes_context:
+        if wants.context:
             held.value = entry.context
         return entry.output
 

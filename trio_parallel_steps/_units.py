@@ -19,6 +19,7 @@ from ._branch import current_branch, enclosing_branch
 from ._contexts import checked_copy, copied
 from ._open import open_branch_nursery
 from ._policies import COLLECT
+from ._resources import PressureAction, ResourceLimits
 from ._util import check_str
 from .hosts import current_run
 
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ._breach import Breach
-    from ._core import StepCore
     from ._journal import Journal
     from ._limiter import LimitLike
     from ._nursery import BranchNursery
     from ._open import NurseryOptions
     from ._pipeline import Pipeline
-    from ._resources import ResourceLimits
     from ._retry import Retry
     from ._spending import Budget
     from .abc import Observer
@@ -75,16 +74,22 @@ class Around:
     """names, outward in"""
     is_breached: bool = True
     """with the run, or does it go on?"""
-    pipelines: tuple[StepCore, ...] = ()
-    """that it alone runs in, so that a breach does to them what it does to it"""
+    pipelines: int = 0
+    """around it, in which nothing runs beside it: a breach does to them what it does to it"""
 
     def within(self, name: str, cache: Cache | None = None) -> Around:
         """As what is in the unit `name`, which brings that cache, finds it."""
         return attrs.evolve(self, path=(*self.path, name), cache=cache or self.cache)
 
     def beside_others(self, is_breached: bool) -> Around:
-        """For what does not run alone, and goes on though the run was breached, or does not."""
-        return attrs.evolve(self, is_breached=self.is_breached and is_breached, pipelines=())
+        """For what does not run alone, and is breached with the run, or goes on."""
+        around = attrs.evolve(self, pipelines=0)
+        if is_breached:
+            return around
+        resources = around.resources
+        if resources is not None and resources.action is PressureAction.BREACH:
+            resources = attrs.evolve(resources, action=PressureAction.HOLD)
+        return attrs.evolve(around, is_breached=False, resources=resources)
 
     def open(
         self, limit: LimitLike, **options: Unpack[NurseryOptions]

@@ -2,8 +2,12 @@
 
 1. A bad option is one line on stderr and exit code 2, before anything has started.
 2. With ``--json -`` the JSON has stdout to itself, and the rest goes to stderr.
+3. A stream that was closed (``>&-``) is as /dev/null: its number is not given to another file, that
+   would get what was for the stream.
+4. What can't be written to stdout is one line on stderr, and nothing if its reader has gone.
 """
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -31,19 +35,43 @@ PROGRAM = "trio-parallel-steps"
 
 def run(args: Sequence[str] | None) -> int:
     """Run the command line and return its exit code."""
+    open_closed_streams()
     try:
-        return cli.main(args, PROGRAM, standalone_mode=False) or 0
+        exit_code = cli.main(args, PROGRAM, standalone_mode=False) or 0
+        sys.stdout.flush()
+        return exit_code
     except click.ClickException as error:
         print(f"Error: {' '.join(error.format_message().split())}", file=sys.stderr)
         return error.exit_code
     except click.Abort:  # Ctrl-C before the step was open
         return 130
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"Error: {error}", file=sys.stderr)
+        drop_stdout()
+        return 1
     except BaseExceptionGroup as group:
         leaving, rest = group.split((KeyboardInterrupt, SystemExit))
         if leaving is None or rest is not None:
             raise
         # A second Ctrl-C; else rich, when whoever read its output has gone.
         return 130 if leaving.subgroup(KeyboardInterrupt) else 1
+
+
+def open_closed_streams() -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free: this one
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def drop_stdout() -> None:
+    """What it still holds, which the interpreter would try to write as it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def show_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -25,6 +25,12 @@ def write_result(file: str, run: EachRun, exit_code: int, seconds: float) -> Non
     write_json(file, content)
 
 
+def check_done(run: EachRun) -> None:
+    """That all could be read and written."""
+    if run.error is not None:
+        raise click.ClickException(run.error)
+
+
 @click.command()
 @click.argument("template", metavar="COMMAND")
 @click.argument("files", metavar="[FILES]...", nargs=-1)
@@ -84,6 +90,7 @@ def each(
         done = succeeded(shared.joblog) if shared.resume and shared.joblog else Counter[str]()
         run = EachRun(shared, own, template, done)
         trio.run(run.print_all, files)
+        check_done(run)
         ctx.exit(run.exit_code or 0)
     joblog = None if shared.joblog is None else JobLog(shared.joblog, shared.resume)
     done = Counter() if joblog is None else joblog.succeeded
@@ -92,11 +99,10 @@ def each(
     trio.run(run.run, files)
     if joblog is not None:
         joblog.close()
-    if run.error is not None:
-        raise click.ClickException(f"could not write: {run.error}")
+    check_done(run)
     failed = run.endings["failed"]
     exit_code = run.exit_code if run.exit_code is not None else int(failed > 0)
-    if failed or exit_code == 3:
+    if run.endings and (failed or exit_code == 3):
         counts = ", ".join(f"{count} {ending}" for ending, count in run.endings.items())
         print(f"each: {counts}", file=sys.stderr)
     if shared.json_file is not None:

@@ -37,7 +37,7 @@ from trio_parallel_steps.abc import Observer
 from ._items import items
 from ._job_options import JobOptions
 from ._joblog import JobLog
-from ._output import JobOutput, Lines, Sink, Whole
+from ._output import JobOutput, Lines, Sink, Whole, printable
 from ._placeholders import fill
 
 SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -87,7 +87,7 @@ class EachRun(Observer):
         self.exit_code: int | None = None  # why it was stopped
         self.endings: Counter[str] = Counter()
         self.records: list[dict[str, Any]] = []
-        self.error: OSError | None = None
+        self.error: str | None = None
 
     def stop(self, exit_code: int) -> None:
         if self.exit_code is None:
@@ -98,7 +98,7 @@ class EachRun(Observer):
 
     async def jobs(self, files: Sequence[str]) -> AsyncGenerator[Job]:
         number = 0
-        async with aclosing(items(files, b"\0" if self._own.null else b"\n")) as found:
+        async with aclosing(self._items(files)) as found:
             async for item in found:
                 number += 1
                 filled = fill(self._template, item, number)
@@ -107,6 +107,15 @@ class EachRun(Observer):
                 else:
                     output = Lines(self._sink, item, number) if self._shared.stream else Whole()
                     yield Job(number, item, filled, output)
+
+    async def _items(self, files: Sequence[str]) -> AsyncGenerator[str]:
+        async with aclosing(items(files, b"\0" if self._own.null else b"\n")) as found:
+            try:
+                async for item in found:
+                    yield item
+            except OSError as error:
+                self.error = self.error or f"could not read stdin: {error}"
+                self.stop(1)
 
     async def print_all(self, files: Sequence[str]) -> None:
         """The commands, not what they do."""
@@ -212,7 +221,8 @@ class EachRun(Observer):
             )
         if result.status is BranchStatus.FAILED:
             if not isinstance(result.exception, CommandFailed):
-                said = os.fsencode(f"each: {job.item}: {result.exception}\n")
+                told = str(result.exception).removeprefix("0 ")  # the key within `_run_job`
+                said = os.fsencode(f"each: {printable(f'{job.item}: {told}')}\n")
                 with self._writing():
                     self._sink.write("stderr", said)
             if not self._shared.keep_going:
@@ -229,7 +239,7 @@ class EachRun(Observer):
         try:
             yield
         except OSError as error:
-            self.error = self.error or error
+            self.error = self.error or f"could not write: {error}"
             self.stop(1)
 
     def _write_all(self) -> None:

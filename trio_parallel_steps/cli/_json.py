@@ -2,13 +2,16 @@
 
 1. That the file can be written is checked before anything starts, and leaves in it what it holds.
 2. It is written once, at the end, whatever the end was.
+3. On stdout it is all there is: `stdout_apart` sends there to stderr what calls print.
 """
 
 import json
+import os
 import platform
 import sys
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,33 @@ def write(file: str, finish: Finish) -> None:
     write_json(file, as_dict(finish))
 
 
+@contextmanager
+def stdout_apart(file: str | None) -> Iterator[None]:
+    """If the JSON goes to stdout, whatever else is written there goes to stderr, that of child
+    processes too."""
+    if file != "-":
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):  # which needn't be what writes to 1
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def write_json(file: str, content: Any) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    if file == "-":
-        with suppress(BrokenPipeError):  # whoever reads it has gone
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        return
     try:
-        Path(file).write_text(text, encoding="utf-8")
+        if file == "-":
+            with suppress(BrokenPipeError):  # whoever reads it has gone
+                print(text, end="", flush=True)
+        else:
+            Path(file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.ClickException(f"`--json`: {file!r} was not written: {why(error)}") from None
 

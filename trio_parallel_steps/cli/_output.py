@@ -12,7 +12,13 @@ from typing import Literal, Protocol, TypeAlias
 
 Stream: TypeAlias = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 COLOURS = (36, 33, 32, 35, 34, 31)  # of ANSI
+
+
+def printable(text: str) -> str:
+    """In one line, and with no codes that a terminal would follow."""
+    return text.translate(CONTROLS)
 
 
 class Sink:
@@ -74,14 +80,24 @@ class Whole:
         self._chunks = {}
 
 
+class WholeLines(Whole):
+    """What is written next begins a line, even if the last one of this had no end."""
+
+    def finish(self, sink: Sink) -> None:
+        for written in self._chunks.values():
+            if written and not written.endswith(b"\n"):
+                written.append(ord("\n"))
+        super().finish(sink)
+
+
 class Lines:
     """Written line by line, with the key."""
 
     def __init__(self, sink: Sink, key: str, number: int) -> None:
         self.received = 0
         self._sink = sink
-        self._rest = dict.fromkeys(STREAMS, b"")
-        plain = os.fsencode(f"{key} | ")
+        self._rest = {stream: bytearray() for stream in STREAMS}
+        plain = os.fsencode(f"{printable(key)} | ")
         colour = COLOURS[number % len(COLOURS)]
         coloured = b"\x1b[%dm%s\x1b[0m" % (colour, plain)
         self._prefix = {
@@ -94,14 +110,17 @@ class Lines:
 
     def __call__(self, stream: Stream, chunk: bytes) -> None:
         self.received += len(chunk) if stream == "stdout" else 0
-        *whole, self._rest[stream] = (self._rest[stream] + chunk).split(b"\n")
-        self._write(stream, whole)
+        end = chunk.rfind(b"\n")  # not sought in what is kept, which may be long
+        if end >= 0:
+            self._write(stream, (self._rest[stream] + chunk[:end]).split(b"\n"))
+            self._rest[stream].clear()
+        self._rest[stream] += chunk[end + 1 :]
 
     def finish(self, sink: Sink) -> None:
         for stream, rest in self._rest.items():
             self._write(stream, [rest] if rest else [])
-            self._rest[stream] = b""
+            self._rest[stream] = bytearray()
 
-    def _write(self, stream: Stream, lines: list[bytes]) -> None:
+    def _write(self, stream: Stream, lines: list[bytearray]) -> None:
         prefix = self._prefix[stream]
         self._sink.write(stream, b"".join(b"%s%s\n" % (prefix, line) for line in lines))

@@ -4,6 +4,7 @@
 2. Options are changes of the file's content, so ``--dry-run`` shows what they make of it.
 """
 
+import fnmatch
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,11 @@ import trio
 from trio_parallel_steps import ConfigError, JournalError
 from trio_parallel_steps.files import Plan, pipeline_of, plan_of, read_file, with_set
 
+from ._anew import begin_anew
 from ._job_options import JobOptions, job_options
 from ._joblog import JobLog
-from ._json import check_writable, why, write_json
+from ._json import check_writable, stdout_apart, why, write_json
+from ._output import printable
 from ._run_pipeline import PipelineRun
 
 
@@ -71,6 +74,22 @@ def run_file(
     after a breach or a step's timeout, 130 after Ctrl-C.
     """
     shared = JobOptions(**given)
+    with stdout_apart(shared.json_file):
+        ran = run_plan(ctx, file, shared, settings, rules, journal)
+    if shared.json_file is not None:
+        write_json(shared.json_file, ran)
+    ctx.exit(ran["exit_code"])
+
+
+def run_plan(
+    ctx: click.Context,
+    file: str,
+    shared: JobOptions,
+    settings: Sequence[str],
+    rules: Sequence[str],
+    journal: str | None,
+) -> dict[str, Any]:
+    """What became of it, as JSON has it."""
     with usage_errors(ctx):
         plan = read_plan(file, shared, settings, rules)
         if shared.dry_run:
@@ -78,6 +97,7 @@ def run_file(
             for line in plan.lines():
                 click.echo(line)
             ctx.exit(0)
+        check_apart(file=file, json=shared.json_file, joblog=shared.joblog, journal=journal)
         if shared.json_file is not None:
             check_writable(shared.json_file)
         joblog = None if shared.joblog is None else JobLog(shared.joblog, shared.resume)
@@ -92,18 +112,15 @@ def run_file(
         joblog.close()
     if running.error is not None:
         raise click.ClickException(f"could not write: {running.error}")
-    exit_code = running.exit_code
-    if running.feedback is not None:
-        click.echo(f"{plan.name}: {running.feedback}", err=True)
-    if shared.json_file is not None:
-        content = {
-            "pipeline": plan.name,
-            "exit_code": exit_code,
-            "seconds": time.monotonic() - began,
-            **running.as_dict(),
-        }
-        write_json(shared.json_file, content)
-    ctx.exit(exit_code)
+    if (summary := running.summary) is not None:
+        click.echo(printable(f"{plan.name}: {summary}"), err=True)
+    seconds = time.monotonic() - began
+    return {
+        "pipeline": plan.name,
+        "exit_code": running.exit_code,
+        "seconds": seconds,
+        **running.as_dict(),
+    }
 
 
 @contextmanager
@@ -112,14 +129,17 @@ def usage_errors(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        refuse(ctx, str(error).splitlines())
-    except (JournalError, OSError) as error:
+        file = f"{error.file}: " if error.file else ""
+        refuse(ctx, [f"{file}{fault}" for fault in error.faults])
+    except JournalError as error:
         refuse(ctx, [str(error)])
+    except RecursionError:
+        refuse(ctx, ["`FILE` must not be nested so deeply"])
 
 
 def refuse(ctx: click.Context, faults: Sequence[str]) -> NoReturn:
     for fault in faults:
-        click.echo(f"Error: {fault}", err=True)
+        click.echo(f"Error: {' '.join(fault.split())}", err=True)
     ctx.exit(2)
 
 
@@ -146,15 +166,18 @@ def read_plan(file: str, shared: JobOptions, settings: Sequence[str], rules: Seq
         overrides.append((f"{limits}.action", repr(shared.on_memory)))
     for key, value in overrides:
         content = with_set(content, key, value)
-    if shared.limit == math.inf:
-        content.get("execution_config", {}).pop("max_parallel_steps", None)
+    execution = content.get("execution_config")
+    if shared.limit == math.inf and isinstance(execution, dict):
+        execution.pop("max_parallel_steps", None)
+    added = [split("--cancel", "WHEN=CANCEL", rule) for rule in rules]
+    check_rules(added, [list(step["branches"]) for step in parallel_steps(content)])
     for step in parallel_steps(content):
         if shared.keep_going:
             step["on_branch_failure"] = "ignore"
-        for rule in rules:
-            when, cancel = split("--cancel", "WHEN=CANCEL", rule)
-            concurrency = step.setdefault("concurrency", {})
-            concurrency.setdefault("cancel_rules", []).append({"when": when, "cancel": cancel})
+        concurrency = step.setdefault("concurrency", {}) if added else {}
+        kept = concurrency.setdefault("cancel_rules", []) if isinstance(concurrency, dict) else None
+        if isinstance(kept, list):  # else it is a fault of the file, to be told with the others
+            kept += [{"when": when, "cancel": cancel} for when, cancel in added]
     return plan_of(content, file)
 
 
@@ -163,6 +186,15 @@ def split(option: str, what: str, given: str) -> tuple[str, str]:
     if not (before and equals):
         raise click.UsageError(f"`{option}` must be {what}, got {given!r}")
     return before, after
+
+
+def check_rules(rules: Sequence[tuple[str, str]], steps: Sequence[Sequence[str]]) -> None:
+    """One that matches nothing is a slip."""
+    for rule in rules:
+        if not any(all(fnmatch.filter(names, glob) for glob in rule) for names in steps):
+            raise click.UsageError(
+                f"`--cancel` must match branches of a parallel step, got {'='.join(rule)!r}"
+            )
 
 
 def parallel_steps(table: Any) -> Iterator[dict[str, Any]]:
@@ -184,6 +216,17 @@ def journal_of(file: str, journal: str | None, *, resume: bool) -> Path | None:
         return None
     path = Path(f"{file}.journal" if journal is None else journal)
     if not resume:
-        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            name.unlink(missing_ok=True)
+        begin_anew(path)
     return path
+
+
+def check_apart(**named: str | None) -> None:
+    """No two options name one file, which would be lost."""
+    seen: dict[Path, str] = {}
+    for option, file in named.items():
+        if file is None or file == "-" or "\0" in file:
+            continue
+        name = "`FILE`" if option == "file" else f"`--{option}`"
+        other = seen.setdefault(Path(file).resolve(), name)
+        if other != name:
+            raise click.UsageError(f"{name} must be a file of its own, got {file!r}, as {other}")

@@ -1,6 +1,6 @@
 """One run of a pipeline file: what is shown and written as its calls and commands end.
 
-1. A leaf is a call or a command.  Its output, its line and its line of the joblog are written in
+1. A leaf is a call or a command.  Its line of the joblog, its output and its line are written in
    one go, as it ends; the output only if it failed, or line by line as it comes.
 2. A signal breaches the pipeline, so that what is done is kept; a second one cancels what the
    breach lets run.  Process groups are ended before this process is.
@@ -33,7 +33,7 @@ from trio_parallel_steps.abc import Observer
 from ._each_run import SIGNALS, exit_code_of, is_ignored
 from ._job_options import JobOptions
 from ._joblog import JobLog
-from ._output import JobOutput, Lines, Sink, Stream, Whole
+from ._output import JobOutput, Lines, Sink, Stream, WholeLines, printable
 
 MARKS = {
     BranchStatus.SUCCEEDED: "ok",
@@ -65,7 +65,10 @@ class Leaf:
         self._run.begun[current_branch()] = self
         self.started = self.started or time.time()
         self.output.begin()
-        return await async_fn()
+        try:
+            return await async_fn()
+        except SystemExit as leaving:  # of a call: it fails, and the rest of the run goes on
+            raise RuntimeError(f"it called sys.exit({leaving.code!r})") from None
 
 
 class PipelineRun(Observer):
@@ -77,9 +80,10 @@ class PipelineRun(Observer):
         self._sink = Sink(self._reader_gone, stdout=2 if shared.json_file == "-" else 1)
         self._number = 0
         self._stopped: int | None = None  # the exit code of what stopped it
+        self._reason: str | None = None
         self._result: PipelineResult | None = None
         self._is_breached = False
-        self._failed = False
+        self._bad: dict[str, list[str]] = {}  # what to call it, and the keys of those
         self.begun: dict[Branch[Any], Leaf] = {}
         self.records: list[dict[str, Any]] = []
         self.error: OSError | None = None
@@ -88,7 +92,7 @@ class PipelineRun(Observer):
     def watch(self, names: tuple[str, ...], shown: str) -> Leaf:
         self._number += 1
         key = "/".join(names)
-        output = Lines(self._sink, key, self._number) if self._shared.stream else Whole()
+        output = Lines(self._sink, key, self._number) if self._shared.stream else WholeLines()
         return Leaf(self, self._number, names, shown, output)
 
     # ------------------------------------------------------------ the run
@@ -123,7 +127,7 @@ class PipelineRun(Observer):
 
     def _stop(self, exit_code: int, reason: str) -> None:
         if self._stopped is None:
-            self._stopped = exit_code
+            self._stopped, self._reason = exit_code, reason
             self._breach.trip(reason)
         else:
             self._scope.cancel()
@@ -134,21 +138,24 @@ class PipelineRun(Observer):
         leaf = self.begun.pop(branch, None)
         if leaf is None:  # it holds others, or has not begun
             return
-        self._failed |= result.status in BAD
+        is_bad = result.status in BAD
+        if is_bad:
+            self._note(result.status, leaf.key)
+        code = exit_code_of(result)
+        if code == 127 and not isinstance(result.exception, CommandFailed | OSError):
+            code = 1
         with self._writing():
-            if self._shared.stream or result.status in BAD:
-                leaf.output.finish(self._sink)
-            line = f"{MARKS[result.status]:>9}  {leaf.key}  {result.duration:.1f} s"
-            if result.status in BAD:
-                line += f"  {why_not(result)}"
-            self._sink.write("stderr", os.fsencode(f"{line}\n"))
-            code = exit_code_of(result)
             if self._joblog is not None and code is not None:
-                code = 1 if code == 127 and not is_os_error(result) else code
                 received = leaf.output.received
                 self._joblog.add(
                     leaf.number, leaf.started, result.duration, received, code, leaf.shown
                 )
+            if self._shared.stream or is_bad:
+                leaf.output.finish(self._sink)
+            line = f"{MARKS[result.status]:>9}  {leaf.key}  {result.duration:.1f} s"
+            if is_bad:
+                line += f"  {' '.join(why_not(result).split())}"
+            self._sink.write("stderr", os.fsencode(f"{printable(line)}\n"))
         if self._shared.json_file is not None:
             self.records.append(
                 {
@@ -162,6 +169,9 @@ class PipelineRun(Observer):
                     "feedback": result.feedback,
                 }
             )
+
+    def _note(self, status: BranchStatus, key: str) -> None:
+        self._bad.setdefault(MARKS[status].lower(), []).append(key)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -182,13 +192,35 @@ class PipelineRun(Observer):
             return 3
         result = self._result
         assert result is not None
-        if not result.success and result.steps[-1].status is BranchStatus.TIMED_OUT:
+        if self._has_timed_out:
             return 3
-        return int(self._failed or not result.success)
+        return int(bool(self._bad) or not result.success)
+
+    @property
+    def _has_timed_out(self) -> bool:
+        """A step has, or the pipeline; of which a branch may know nothing."""
+        result = self._result
+        if result is None or result.success:
+            return False
+        return result.steps[-1].status is BranchStatus.TIMED_OUT
 
     @property
     def feedback(self) -> str | None:
-        return None if self._result is None else self._result.feedback
+        return self._reason if self._result is None else self._result.feedback
+
+    @property
+    def summary(self) -> str | None:
+        """The last line: what stopped it, or the keys of what has not succeeded."""
+        if self._stopped is not None or self._is_breached:
+            return self._reason or self.feedback
+        bad = {mark: list(keys) for mark, keys in self._bad.items()}
+        if self._has_timed_out:
+            assert self._result is not None
+            step, timed_out = self._result.steps[-1].name, bad.setdefault("timed out", [])
+            if step not in timed_out:
+                timed_out.insert(0, step)
+        told = "; ".join(f"{mark}: {', '.join(keys)}" for mark, keys in bad.items())
+        return told or (self.feedback and " ".join(self.feedback.split()))
 
     def as_dict(self) -> dict[str, Any]:
         result = self._result
@@ -205,11 +237,14 @@ class PipelineRun(Observer):
         }
 
 
-def is_os_error(result: StepResult[Any]) -> bool:
-    """Could the program not be started?"""
-    return isinstance(result.exception, OSError)
-
-
 def why_not(result: StepResult[Any]) -> str:
+    """Its mark has said that it failed, or timed out."""
     error = result.exception
-    return str(error) if isinstance(error, CommandFailed) else result.feedback or ""
+    match error:
+        case CommandFailed() | trio.TooSlowError():
+            return str(error)
+        case OSError(filename=str() | Path() as file, strerror=str(reason)):
+            return f"{str(file)!r}: {reason}"
+        case None:
+            return result.reason or ""
+    return (result.feedback or "").removeprefix(f"{result.name!r} failed: ")
