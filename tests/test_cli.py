@@ -126,6 +126,16 @@ def test_without_the_extra_one_line_says_what_to_install(
     assert err == (f"trio-parallel-steps needs {missing}: pip install 'trio-parallel-steps[cli]'\n")
 
 
+def test_ctrl_c_while_it_is_imported_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def find_spec(self, *args: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "trio_parallel_steps.cli._commands", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted()])
+    assert main(["--version"]) == 130
+
+
 def test_another_missing_module_is_not_taken_for_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

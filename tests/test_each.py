@@ -372,6 +372,10 @@ NO_JOBLOG = "`--joblog` must be a joblog that can be written, got"
         (["--retry", "-1", "x"], "`--retry` must be an int >= 0, got '-1'"),
         (["--max-memory-mb", "inf", "x"], "`--max-memory-mb` must be a number > 0, got 'inf'"),
         (["--resume", "x"], "`--resume` must have a `--joblog` to go by"),
+        (
+            ["--json", "x", "--joblog", "x", "x"],
+            "`--joblog` must be a file of its own, got 'x', as `--json`",
+        ),
         (["--keep-order", "--stream", "x"], "`--keep-order` and `--stream` exclude each other"),
         (["--joblog", "/no/file", "x"], f"{NO_JOBLOG} '/no/file': No such file or directory"),
         (

@@ -117,7 +117,7 @@ def test_who_waits_for_the_window_goes_on_as_a_branch_ends_not_with_the_next_rea
             await world.sleep(0.03)
 
         with measured_by(Machine(10)):
-            await run_branches({key: work for key in "abc"}, 10, resources=MEMORY)
+            await run_branches(dict.fromkeys("abc", work), 10, resources=MEMORY)
         assert began == [0, 0.03, 0.06]
 
     driver(main)

@@ -10,10 +10,11 @@ from typing import Any
 import attrs
 import pytest
 
-from drivers import EVERY_DRIVER, Driver, World
+from drivers import EVERY_DRIVER, Driver, World, on_asyncio, on_trio
 from test_guarding import Machine
 from test_parallel import FIXED, statuses
 from trio_parallel_steps import (
+    BranchNursery,
     BranchStatus,
     Breach,
     Breached,
@@ -30,7 +31,9 @@ from trio_parallel_steps import (
     ResourceLimits,
     Step,
     StepTimeout,
+    abc,
 )
+from trio_parallel_steps.cache import Cache
 from trio_parallel_steps.pressure import measured_by
 
 SUCCEEDED, FAILED = BranchStatus.SUCCEEDED, BranchStatus.FAILED
@@ -192,6 +195,56 @@ def test_a_pipeline_beside_others_does_not_speak_for_those_around(driver: Driver
     driver(main)
 
 
+# ---------------------------------------------------------------- resources
+
+
+@EVERY_DRIVER
+def test_one_branch_runs_while_admissions_are_held_however_deep(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        running: list[int] = []
+        most: list[int] = []
+
+        async def work(data: object) -> None:
+            running.append(1)
+            most.append(len(running))
+            await world.sleep(1)
+            running.pop()
+
+        async def waits(data: object) -> None:  # for one that is held: it lends its place
+            await nurseries[0]["b"].wait()
+
+        class Nurseries(abc.Observer):
+            def step_opened(self, step: BranchNursery) -> None:
+                if step.name == "outer":
+                    nurseries.append(step)
+
+        def outer(branches: dict[str, Any]) -> Pipeline:
+            limits = ResourceLimits(max_memory_mb=1000)
+            step = ParallelStep(branches, concurrency_config=FIXED, name="outer")
+            return Pipeline([step], ExecutionConfig(resource_limits=limits))
+
+        nurseries: list[BranchNursery] = []
+        parallel = ParallelStep({"x": work, "y": work}, concurrency_config=FIXED)
+        for unit in (work, Pipeline([Step("a", work)]), parallel, Pipeline([parallel])):
+            assert (await outer(dict.fromkeys("abcde", unit)).run()).success
+        assert set(most) == {1}
+        waiting = Pipeline([ParallelStep({"waits": waits}, concurrency_config=FIXED)])
+        pipeline = outer({"a": waiting, "b": work})
+        assert (await pipeline.run(observers=[Nurseries()])).success
+
+        cache = Cache.memory()  # so does who waits for an equal call
+        async with world.tasks() as start:
+            start(cache.fetch, "key", lambda: world.give(3))
+            await world.turns(2)
+            equal = Step("equal", lambda data: cache.fetch("key", lambda: world.give(3)))
+            begin = world.now()
+            assert (await outer({"a": equal, "b": work}).run()).success
+            assert world.now() - begin == pytest.approx(3)
+
+    with measured_by(Machine(900)):
+        driver(main)
+
+
 # ---------------------------------------------------------------- without the collector
 
 
@@ -199,7 +252,7 @@ class Oops(ValueError):
     """One that a weak reference can be had of."""
 
 
-@EVERY_DRIVER
+@pytest.mark.parametrize("driver", [on_trio, on_asyncio])
 def test_what_was_raised_goes_with_the_result(driver: Driver) -> None:
     async def main(world: World) -> None:
         raised: list[weakref.ref[Exception]] = []

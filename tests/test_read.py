@@ -32,6 +32,7 @@ def test_it_is_plain_values(tmp_path: Path, name: str, content: bytes, read: obj
         ("x.toml", b"a = 1\nb = [1,", "x.toml:2:8: Invalid value"),
         ("x.toml", b"a = 1\nb = \xff\n", "x.toml:2:5: not UTF-8"),
         ("x.json", b'{"a": 1,\n "b" 2}', "x.json:2:6: Expecting ':' delimiter"),
+        ("x.json", rb'{"a": "\ud800"}', "x.json: '\\ud800', half of a pair, is no character"),
         ("x.json", b"[1]", "x.json: the file must be a table, got [1]"),
         ("x.json", b'{"b": 0, "a": 1, "a": 2}', "x.json: `a` is given twice in one table"),
         ("x.json", b'{"a": Infinity}', 'x.json: Infinity is no JSON: no limit is "inf"'),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from test_each import environment, joblog_lines
+from trio_parallel_steps._journal import Journal
 from trio_parallel_steps.cli import main
 from trio_parallel_steps.cli._output import Lines, Sink, Stream
 
@@ -267,7 +268,9 @@ def test_resume_runs_what_has_not_succeeded(file: str, capfd: Out) -> None:
     assert Path("nightly.toml.journal").exists()
     capfd.readouterr()
     assert run(file, "--resume") == 1
-    assert marks(capfd).keys() == {"check/bad", "nightly:"} - {"nightly:"}
+    failed, before, last = capfd.readouterr().err.splitlines()[-3:]
+    assert failed.startswith("   FAILED  check/bad  ")
+    assert (before, last) == ("nightly: 3 had succeeded before", "nightly: failed: check/bad")
     assert Path("effects").read_text() == "ran\n"
     # Another command is another pipeline.
     assert run(file, "--resume", *ALL_FINE) == 2
@@ -423,6 +426,31 @@ def test_a_full_disk_is_one_line(file: str, args: list[str]) -> None:
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(b"Error: ")
     assert b"No space left on device" in last
+
+
+def test_a_journal_that_cannot_be_written_stops_the_run(
+    file: str, monkeypatch: pytest.MonkeyPatch, capfd: Out
+) -> None:
+    def full(self: Any, jobs: Any) -> None:
+        if None in jobs:
+            self._connection.close()
+        else:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Journal, "_carry_out", full)
+    assert run(file, "--keep-going", "--resume", "--limit", "1") == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("   FAILED  list  ")
+    assert "could not be written: OperationalError: database or disk is full" in lines[1]
+    assert len(lines) == 2
+
+
+def test_a_dry_run_shows_any_byte(file: str) -> None:
+    setting = os.fsdecode(b"steps.last.command=ls \xff")
+    command = [*environment_command(), file, "--dry-run", "--set", setting]
+    ended = subprocess.run(command, env=environment(), capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"last: ls \xff\n" in ended.stdout
 
 
 @pytest.mark.parametrize("command", ["run nightly.toml --dry-run", "schema", "--help"])

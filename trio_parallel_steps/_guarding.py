@@ -3,7 +3,8 @@
 1. A branch is admitted only with leave of the guards, which counts from then on as if it ran.
    Without it, it is set aside, and is in nobody's way.  Who still waits for a token when guards
    begin to hold needs it anew.
-2. One branch may always run: while none does that is not parked, the best gets leave.
+2. One branch may always run: while none does that is not parked, the best gets leave.  Who waits
+   for a step of its own that is guarded, too, runs as long as a branch of that one does.
 3. What was set aside is looked through when a reading has come, and when a branch has ended, or is
    queued again, or parked.
 4. Branches are shed one at a time: the lowest priority first, of these the newest, and never the
@@ -19,7 +20,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from ._records import QUEUED, RUNNING, Cause
+from ._parking import Awaited
+from ._records import QUEUED, RUNNING, Cause, Record
 from ._resources import PressureAction, PressureLevel
 from ._retry import Retry
 from ._tries import Tries, give_up_in_time, queue_again, to_queue
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from ._guards import Guards
     from ._queue import Entry
     from ._readings import Reading
-    from ._records import Record
     from ._resources import Pressure
 
 ALONE: Final = 3  # so often shed
@@ -117,7 +118,7 @@ class Guarding:
         runs_alone = self._runs_alone(record)
         if self._alone is not None or (not runs_alone and _first(self._aside[0]) is not None):
             return False
-        if len(self._leaves) <= self._step.parked:
+        if not any(r.status is QUEUED or _is_busy(r, self._step) for r in self._leaves):
             return True
         return not runs_alone and self._held_by(record) is None
 
@@ -260,6 +261,25 @@ class Guarding:
         shed, self._shed = self._shed, {}
         for record in shed:
             queue_again(self._step, record)
+
+
+def _is_busy(record: Record, step: StepCore) -> bool:
+    """Does it run, or is a branch of a guarded step to run that it waits for?  (That guard lets one
+    run; of what is not guarded, or paused, nobody knows.)"""
+    if record.status is RUNNING:
+        return not record._waits or any(_is_wait_busy(wait.target, step) for wait in record._waits)
+    inner = record._step  # None once it has ended
+    return inner is not None and inner is not step and inner.paused is None
+
+
+def _is_wait_busy(target: Record | StepCore | Awaited, step: StepCore) -> bool:
+    if isinstance(target, Awaited):
+        return False
+    records = (target,) if isinstance(target, Record) else target.records.values()
+    return any(
+        record._step is not None and record._step.guarding is not None and _is_busy(record, step)
+        for record in records
+    )
 
 
 def _first(aside: list[Entry]) -> Entry | None:

@@ -4,7 +4,7 @@
 2. Each branch gets the same data and a copy of the context.  What the branches that succeeded made
    of theirs is merged once all have ended, however the step ends.
 3. A failed branch stops no other; whether the step has failed is judged at the end.  A breach is no
-   failure: it goes through.
+   failure: it goes through, that of a pipeline in a branch once all have ended.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ class ParallelStep(Unit):
     ) -> StepResult[Any]:
         """Run all branches, and return when all have ended.  A checkpoint.
 
-        `concurrency` takes the place of the step's own.  Raises `Breached`; every other Exception
-        is in the result, whose ``.branches`` is the `ParallelResult`.
+        `concurrency` takes the place of the step's own.  Raises `Breached`, also that of a pipeline
+        in a branch; every other Exception is in the result, whose ``.branches`` is the
+        `ParallelResult`.
         """
         config = self.concurrency if concurrency is None else self._checked(concurrency)
         around = Around(

@@ -257,8 +257,7 @@ class _Running:
             ) as nursery:
                 output = await self._one_after_another(nursery)
         finally:
-            if nursery is not None:
-                self._steps = tuple(map(as_told, nursery.result.values()))
+            self._steps = () if nursery is None else _steps_of(nursery)
             del nursery  # no cycles: it has what is raised
         failed, self._failed = self._failed, None
         if failed is None:
@@ -281,6 +280,10 @@ class _Running:
                 return None
             data = result.output
         return data
+
+
+def _steps_of(nursery: BranchNursery) -> tuple[StepResult[Any], ...]:
+    return tuple(map(as_told, nursery.result.values()))
 
 
 def _cores(core: StepCore | None, number: int) -> Iterator[StepCore]:

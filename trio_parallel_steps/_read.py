@@ -62,6 +62,11 @@ def _json(path: str | Path, text: str) -> dict[str, Any]:
         raise ConfigError(str(path), [str(error)]) from None
     if not isinstance(content, dict):
         raise ConfigError(str(path), [f"the file must be a table, got {content!r}"])
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ConfigError(str(path), [f"{half!r}, half of a pair, is no character"]) from None
     return content
 
 

@@ -20,6 +20,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         from ._commands import run
+    except KeyboardInterrupt:  # it takes a while
+        return 130
     except ModuleNotFoundError as missing:
         name = (missing.name or "").partition(".")[0]
         if name not in NEEDED:

@@ -13,6 +13,7 @@ from ._each_run import EachOptions, EachRun
 from ._job_options import JobOptions, check_positive, check_retries, job_options
 from ._joblog import JobLog, succeeded
 from ._json import check_writable, write_json
+from ._options import check_apart
 
 
 def write_result(file: str, run: EachRun, exit_code: int, seconds: float) -> None:
@@ -84,6 +85,7 @@ def each(
         keep_order,
         null,
     )
+    check_apart(json=shared.json_file, joblog=shared.joblog)
     if shared.json_file is not None and not shared.dry_run:
         check_writable(shared.json_file)
     if shared.dry_run:

@@ -3,6 +3,7 @@ given; one line, as the library says it."""
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
@@ -50,3 +51,15 @@ def seconds(text: str) -> float:
 check_tokens = checked("an int >= 1 or inf", tokens)
 check_count = checked("an int >= 0", at_least(0))
 check_seconds = checked("a number of seconds >= 0", seconds)
+
+
+def check_apart(**named: str | None) -> None:
+    """No two options name one file, which would be lost."""
+    seen: dict[Path, str] = {}
+    for option, file in named.items():
+        if file is None or file == "-" or "\0" in file:
+            continue
+        name = "`FILE`" if option == "file" else f"`--{option}`"
+        other = seen.setdefault(Path(file).resolve(), name)
+        if other != name:
+            raise click.UsageError(f"{name} must be a file of its own, got {file!r}, as {other}")

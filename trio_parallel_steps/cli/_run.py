@@ -6,6 +6,7 @@
 
 import fnmatch
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from ._anew import begin_anew
 from ._job_options import JobOptions, job_options
 from ._joblog import JobLog
 from ._json import check_writable, stdout_apart, why, write_json
+from ._options import check_apart
 from ._output import printable
 from ._run_pipeline import PipelineRun
 
@@ -95,7 +97,7 @@ def run_plan(
         if shared.dry_run:
             pipeline_of(plan)
             for line in plan.lines():
-                click.echo(line)
+                click.echo(os.fsencode(line))  # an option may hold any byte
             ctx.exit(0)
         check_apart(file=file, json=shared.json_file, joblog=shared.joblog, journal=journal)
         if shared.json_file is not None:
@@ -112,6 +114,8 @@ def run_plan(
         joblog.close()
     if running.error is not None:
         raise click.ClickException(f"could not write: {running.error}")
+    if running.kept:
+        click.echo(printable(f"{plan.name}: {running.kept} had succeeded before"), err=True)
     if (summary := running.summary) is not None:
         click.echo(printable(f"{plan.name}: {summary}"), err=True)
     seconds = time.monotonic() - began
@@ -218,15 +222,3 @@ def journal_of(file: str, journal: str | None, *, resume: bool) -> Path | None:
     if not resume:
         begin_anew(path)
     return path
-
-
-def check_apart(**named: str | None) -> None:
-    """No two options name one file, which would be lost."""
-    seen: dict[Path, str] = {}
-    for option, file in named.items():
-        if file is None or file == "-" or "\0" in file:
-            continue
-        name = "`FILE`" if option == "file" else f"`--{option}`"
-        other = seen.setdefault(Path(file).resolve(), name)
-        if other != name:
-            raise click.UsageError(f"{name} must be a file of its own, got {file!r}, as {other}")

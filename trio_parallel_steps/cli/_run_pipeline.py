@@ -84,6 +84,7 @@ class PipelineRun(Observer):
         self._result: PipelineResult | None = None
         self._is_breached = False
         self._bad: dict[str, list[str]] = {}  # what to call it, and the keys of those
+        self.kept = 0  # calls and commands that the journal says have succeeded
         self.begun: dict[Branch[Any], Leaf] = {}
         self.records: list[dict[str, Any]] = []
         self.error: OSError | None = None
@@ -135,12 +136,15 @@ class PipelineRun(Observer):
     # ------------------------------------------------------------ endings
 
     def branch_ended(self, branch: Branch[Any], result: StepResult[Any]) -> None:
+        self.kept += result.from_cache
         leaf = self.begun.pop(branch, None)
         if leaf is None:  # it holds others, or has not begun
             return
         is_bad = result.status in BAD
         if is_bad:
             self._note(result.status, leaf.key)
+        if isinstance(result.exception, JournalError):  # a full disk, again
+            self._stop(1, str(result.exception))
         code = exit_code_of(result)
         if code == 127 and not isinstance(result.exception, CommandFailed | OSError):
             code = 1
@@ -229,6 +233,7 @@ class PipelineRun(Observer):
             "success": self.exit_code == 0,
             "feedback": self.feedback,
             "usage": {} if result is None else result.usage,
+            "from_journal": self.kept,
             "steps": [
                 {"name": step.name, "status": step.status.value, "from_journal": step.from_cache}
                 for step in steps
