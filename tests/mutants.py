@@ -1068,7 +1068,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "memory and the loop's lag are watched only beside resource limits",
-        "_parallel.py",
+        "_parallel_run.py",
         "if around.resources or watches_lag or config.memory_based_limits:",
         "if around.resources:",
         (
@@ -1078,21 +1078,21 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a parallel step's limit never moves",
-        "_parallel.py",
+        "_parallel_run.py",
         "if not config.adaptive_limits:",
         "if True:",
         ("test_parallel.py::test_adaptive_limits_move_the_limit",),
     ),
     Mutant(
         "what failed branches did is merged",
-        "_parallel.py",
+        "_parallel_run.py",
         "[name for name, branch in result.items() if branch.success]",
         "[name for name, branch in result.items()]",
         ("test_parallel.py::test_what_a_failed_pipeline_did_before_it_failed_is_not_merged",),
     ),
     Mutant(
         "the last to be submitted wins, not the last to end",
-        "_parallel.py",
+        "_parallel_run.py",
         "if strategy in BY_COMPLETION:",
         "if False:",
         ("test_parallel.py::test_contexts_are_merged",),

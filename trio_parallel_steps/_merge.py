@@ -58,6 +58,9 @@ class MergeStrategy(enum.Enum):
     """Two branches that changed one value differently are a `MergeConflict`."""
 
 
+# Those that go by the order in which branches have ended.
+BY_COMPLETION: Final = frozenset({MergeStrategy.OVERWRITE, MergeStrategy.KEEP_FIRST})
+
 OwnMerge: TypeAlias = Callable[[Any, Mapping[str, Any]], Any]
 
 
