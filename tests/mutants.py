@@ -998,16 +998,24 @@ MUTANTS: Final = (
     Mutant(
         "while resources are short nothing may run at all",
         "_guarding.py",
-        "        if len(self._leaves) <= self._step.parked:\n            return True\n",
+        "        if not any(r.status is QUEUED or _is_busy(r, self._step) for r in self._leaves):\n"
+        "            return True\n",
         "",
         ("test_guarding.py::test_one_branch_runs_all_the_same",),
     ),
     Mutant(
         "a parked branch is one that runs, to the guards",
         "_guarding.py",
-        "if len(self._leaves) <= self._step.parked:",
-        "if not self._leaves:",
+        "not record._waits or any(_is_wait_busy(wait.target, step) for wait in record._waits)",
+        "True",
         ("test_guarding.py::test_a_parked_branch_is_none_that_runs",),
+    ),
+    Mutant(
+        "who waits for a guarded step within is none that runs, to the guards",
+        "_guarding.py",
+        "not record._waits or any(_is_wait_busy(wait.target, step) for wait in record._waits)",
+        "not record._waits",
+        ("test_nested_steps.py",),
     ),
     Mutant(
         "memory that was reserved is never given back",
@@ -1068,9 +1076,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         "memory and the loop's lag are watched only beside resource limits",
-        "_parallel_run.py",
-        "if around.resources or watches_lag or config.memory_based_limits:",
-        "if around.resources:",
+        "_units.py",
+        "if self.resources is not None or any(self.watches.values()):",
+        "if self.resources is not None:",
         (
             "test_parallel.py::test_memory_based_limits_hold_as_memory_runs_short",
             "test_parallel.py::test_a_loop_that_lags_admits_nothing_new",

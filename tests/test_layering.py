@@ -38,8 +38,9 @@ TABLE = {
         _open _processes _run_branches _spending _stalls _threads
     """,
     "L4 steps": """
-        _batches _canonical _config _contexts _database _functions _imported _journal _load _parallel
-        _parallel_run _pipeline _plan _read _schema _settings _steps _structure _tables _told _units cache files
+        _batches _canonical _config _contexts _database _functions _imported _journal _load
+        _parallel _parallel_run _pipeline _plan _read _schema _settings _steps _structure _tables
+        _told _units cache files
     """,
     "the package": "",
     "L5 edges": "cli cluster observe testing",

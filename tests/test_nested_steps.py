@@ -33,6 +33,7 @@ from trio_parallel_steps import (
     StepTimeout,
     abc,
 )
+from trio_parallel_steps._readings import Scope
 from trio_parallel_steps.cache import Cache
 from trio_parallel_steps.pressure import measured_by
 
@@ -242,6 +243,32 @@ def test_one_branch_runs_while_admissions_are_held_however_deep(driver: Driver) 
             assert world.now() - begin == pytest.approx(3)
 
     with measured_by(Machine(900)):
+        driver(main)
+
+
+@EVERY_DRIVER
+def test_what_holds_a_parallel_step_holds_pipelines_in_its_branches(driver: Driver) -> None:
+    async def main(world: World) -> None:
+        running: list[int] = []
+        most: list[int] = []
+
+        async def work(data: object) -> None:
+            running.append(1)
+            most.append(len(running))
+            await world.sleep(1)
+            running.pop()
+
+        deep = Pipeline([Pipeline([Step("a", work)])])
+        for config in (
+            ConcurrencyConfig(5, adaptive_limits=False),  # by memory
+            ConcurrencyConfig(5, memory_based_limits=False),  # by lag
+        ):
+            step = ParallelStep(dict.fromkeys("abc", deep), concurrency_config=config)
+            assert (await step.run()).success
+        assert set(most) == {1}
+
+    short = Machine(80, cgroups=(Scope("cgroup", 80, 100),), loop_lag=0.03)
+    with measured_by(short):
         driver(main)
 
 

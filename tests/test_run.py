@@ -199,7 +199,8 @@ def test_json_has_stdout_to_itself(calls: str, capfd: Out) -> None:
     assert run(calls, "--json", "-") == 1
     out, err = capfd.readouterr()
     assert json.loads(out)["exit_code"] == 1
-    assert {"printed", "from a child"} <= set(err.splitlines())
+    assert "printed" in err  # maybe within a line of ours: what a thread prints comes in pieces
+    assert "from a child" in err
 
 
 def test_stream_shows_lines_with_their_keys(file: str, capfd: Out) -> None:

@@ -17,11 +17,9 @@ import attrs
 from ._config import OnBranchFailure
 from ._contexts import begin
 from ._errors import BranchErrors, BranchNotDone, Breached, StepTimeout
-from ._guarded import guard
 from ._limiter import check_weighs
 from ._merge import BY_COMPLETION
 from ._outcomes import BranchStatus, ParallelResult, StepResult, said
-from ._resources import ResourceLimits
 from ._told import again, as_told, is_timeout
 from ._units import Around, Held, add_to_result
 from .hosts import current_run
@@ -152,11 +150,12 @@ class ParallelRun:
         around = self._around.beside_others(config.breach_watcher)
         core = nursery._core
         core.cancels_branches = config.individual_cancellation
-        limits = around.resources or ResourceLimits()
-        watches_lag = config.adaptive_limits and config.cpu_based_limits
-        if around.resources or watches_lag or config.memory_based_limits:
-            watches_memory = config.memory_based_limits
-            guard(core, limits, watches_memory=watches_memory, watches_lag=watches_lag)
+        watches = {
+            "watches_memory": config.memory_based_limits,
+            "watches_lag": config.adaptive_limits and config.cpu_based_limits,
+        }
+        around = attrs.evolve(around, watches=watches)
+        around.guard(core)
         for name, weight in step.weights.items():
             check_weighs(core.pool, f"weights[{name!r}]", weight)
         priorities, weights, data, now = step.priorities, step.weights, self._data, core.run.now()

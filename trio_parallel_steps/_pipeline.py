@@ -253,8 +253,8 @@ class _Running:
                 limit_here() if limit is None else limit,
                 name=pipeline.name,
                 fail_after=config.timeout,
-                resources=around.resources,
             ) as nursery:
+                around.guard(nursery._core)
                 output = await self._one_after_another(nursery)
         finally:
             self._steps = () if nursery is None else _steps_of(nursery)

@@ -54,7 +54,9 @@ class Step(Unit, Generic[T]):
     >>> async def count(data, context):
     ...     context["words"] = len(data.split())
     ...     return context["words"]
-    >>> trio.run(Step("count", count).run, "to be or not").output  # doctest: +SKIP
+    >>> async def main():
+    ...     return await Step("count", count).run("to be or not", context={})
+    >>> trio.run(main).output
     4
     """
 

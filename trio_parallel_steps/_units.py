@@ -17,6 +17,7 @@ import attrs
 
 from ._branch import current_branch, enclosing_branch
 from ._contexts import checked_copy, copied
+from ._guarded import guard
 from ._open import open_branch_nursery
 from ._policies import COLLECT
 from ._resources import PressureAction, ResourceLimits
@@ -24,10 +25,11 @@ from ._util import check_str
 from .hosts import current_run
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from ._breach import Breach
+    from ._core import StepCore
     from ._journal import Journal
     from ._limiter import LimitLike
     from ._nursery import BranchNursery
@@ -70,6 +72,8 @@ class Around:
     resources: ResourceLimits | None = None
     cache: Cache | None = None
     journal: Journal | None = None
+    watches: Mapping[str, bool] = attrs.field(factory=dict)
+    """what the parallel step around it looks at, to hold its branches: options of `guard`"""
     path: tuple[str, ...] = ()
     """names, outward in"""
     is_breached: bool = True
@@ -90,6 +94,11 @@ class Around:
         if resources is not None and resources.action is PressureAction.BREACH:
             resources = attrs.evolve(resources, action=PressureAction.HOLD)
         return attrs.evolve(around, is_breached=False, resources=resources)
+
+    def guard(self, core: StepCore) -> None:
+        """Hold what runs in it, while what is watched, or limited, is short."""
+        if self.resources is not None or any(self.watches.values()):
+            guard(core, self.resources or ResourceLimits(), **self.watches)
 
     def open(
         self, limit: LimitLike, **options: Unpack[NurseryOptions]
