@@ -174,7 +174,7 @@ class ParallelRun:
         if self._step.on_branch_failure is OnBranchFailure.PROPAGATE:
             failed = not result.success
         else:
-            failed = not any(branch.success for branch in result.values())
+            failed = not result.with_status(BranchStatus.SUCCEEDED)
         if not failed:
             return None
         told = result.feedback or f"{result.name!r} has no branch that could succeed"
@@ -187,7 +187,7 @@ class ParallelRun:
         if base is None or result is None:
             return None
         strategy = self._step.merge_strategy
-        names = [name for name, branch in result.items() if branch.success]
+        names = result.with_status(BranchStatus.SUCCEEDED)
         if strategy in BY_COMPLETION:
             names.sort(key=lambda name: _place(ends[name], result[name]))
         try:
