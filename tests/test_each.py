@@ -214,7 +214,7 @@ def test_the_limit_is_kept(tmp_path: Path, capfd: Out) -> None:
 def test_a_job_that_takes_too_long_has_failed(tmp_path: Path, capfd: Out) -> None:
     log = tmp_path / "log"
     script = "test {} = 2 || exec sleep 60"
-    args = ["--timeout", "0.5", "--keep-going", "--joblog", str(log)]
+    args = ["--timeout", "2", "--keep-going", "--joblog", str(log)]
     assert main(["each", *args, script, "1", "2"]) == 1
     assert {(line[0], *line[6:8]) for line in joblog_lines(log)} == {
         ("1", "0", "15"),
@@ -223,7 +223,7 @@ def test_a_job_that_takes_too_long_has_failed(tmp_path: Path, capfd: Out) -> Non
 
 
 def test_a_step_that_takes_too_long_ends_with_3(capfd: Out) -> None:
-    assert main(["each", "--step-timeout", "0.5", "exec sleep", "60", "61"]) == 3
+    assert main(["each", "--limit", "2", "--step-timeout", "1", "exec sleep", "60", "61"]) == 3
     assert capfd.readouterr().err == "each: 2 cancelled\n"
 
 
