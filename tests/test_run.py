@@ -195,6 +195,16 @@ def test_a_call_that_leaves_has_failed(calls: str, capfd: Out) -> None:
     }
 
 
+def test_a_call_that_raised_shows_where(calls: str, capfd: Out) -> None:
+    for option in ((), ("--stream",)):
+        assert run(calls, *option) == 1
+        err = capfd.readouterr().err
+        assert 'its_calls.py", line 6, in fails' in err
+        assert err.count("Traceback (most recent call last):") == 1  # no command has one
+        assert "_run_pipeline.py" not in err
+        assert "trio" not in err
+
+
 def test_json_has_stdout_to_itself(calls: str, capfd: Out) -> None:
     assert run(calls, "--json", "-") == 1
     out, err = capfd.readouterr()

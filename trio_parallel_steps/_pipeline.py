@@ -46,7 +46,8 @@ class PipelineResult:
     output: Any
     """what the last step returned; None unless the pipeline succeeded"""
     context: Any
-    """as its steps have left it; the caller's own object is never written to"""
+    """as its steps have left it; the caller's own object, which is never written to, if no step
+    takes a context"""
     steps: tuple[StepResult[Any], ...]
     """those that were begun; a parallel step's has ``.branches``"""
     feedback: str | None

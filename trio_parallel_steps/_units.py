@@ -126,7 +126,8 @@ class Unit(ABC):
         self.name = check_str("name", name)
 
     def __rshift__(self, other: Unit) -> Pipeline:
-        """A pipeline of both, one after the other."""
+        """A pipeline of both, one after the other.  A pipeline on the left keeps its name and its
+        options, for all of it; one on the right that has any stays a step of its own."""
         from ._pipeline import joined
 
         return joined(self, other) if isinstance(other, Unit) else NotImplemented

@@ -39,8 +39,8 @@ from ._job_options import JobOptions
 from ._joblog import JobLog
 from ._output import JobOutput, Lines, Sink, Whole, printable
 from ._placeholders import fill
+from ._signals import open_signals
 
-SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 TAIL = 4096  # bytes of output that an error keeps
 
 
@@ -179,9 +179,7 @@ class EachRun(Observer):
     async def _watch_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        # What was started with one ignored (nohup does it) goes on ignoring it.
-        ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if is_ignored(each)]
-        with trio.open_signal_receiver(*SIGNALS.difference(ignored)) as signals:
+        with open_signals() as signals:
             task_status.started()
             async for number in signals:
                 self.stop(128 + number)
@@ -246,10 +244,6 @@ class EachRun(Observer):
         """What was kept for its turn when all was stopped."""
         for number in sorted(self._jobs):
             self._write(number)
-
-
-def is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def exit_code_of(result: StepResult[Any]) -> int | None:

@@ -30,10 +30,12 @@ from trio_parallel_steps import (
 )
 from trio_parallel_steps.abc import Observer
 
-from ._each_run import SIGNALS, exit_code_of, is_ignored
+from ._each_run import exit_code_of
 from ._job_options import JobOptions
 from ._joblog import JobLog
 from ._output import JobOutput, Lines, Sink, Stream, WholeLines, printable
+from ._signals import open_signals
+from ._tracebacks import user_traceback
 
 MARKS = {
     BranchStatus.SUCCEEDED: "ok",
@@ -69,6 +71,9 @@ class Leaf:
             return await async_fn()
         except SystemExit as leaving:  # of a call: it fails, and the rest of the run goes on
             raise RuntimeError(f"it called sys.exit({leaving.code!r})") from None
+        except Exception as exc:  # of a call: where it raised is what it has to show
+            self.output("stderr", user_traceback(exc).encode(errors="replace"))
+            raise
 
 
 class PipelineRun(Observer):
@@ -117,8 +122,7 @@ class PipelineRun(Observer):
     async def _watch_signals(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        ignored = [each for each in (signal.SIGINT, signal.SIGHUP) if is_ignored(each)]
-        with trio.open_signal_receiver(*SIGNALS.difference(ignored)) as signals:
+        with open_signals() as signals:
             task_status.started()
             async for number in signals:
                 self._stop(128 + number, f"stopped by {signal.Signals(number).name}")
