@@ -45,14 +45,17 @@ class Guarding:
     """Of one step."""
 
     __slots__ = (
+        "_admit",
         "_alone",
         "_aside",
+        "_end",
         "_is_quiet",
         "_leaves",
         "_reserved",
         "_shed",
         "_settled_at",
         "_shedding",
+        "_sheds",
         "_step",
         "guards",
         "hasten",
@@ -61,6 +64,8 @@ class Guarding:
 
     def __init__(self, step: StepCore, guards: Guards) -> None:
         self.guards: Guards = guards
+        self._admit, self._end = guards.quickly()
+        self._sheds: bool = guards.limits.action is PressureAction.SHED
         self.hasten: Callable[[], object]  # the sampler's
         self.leave: Callable[[], object]  # no more readings
         self._step: StepCore = step
@@ -76,7 +81,7 @@ class Guarding:
         self._is_quiet: bool = True
 
     def submitted(self, record: Record) -> None:
-        if self.guards.limits.action is PressureAction.SHED and record._tries is None:
+        if self._sheds and record._tries is None:
             assert record._context is not None
             record._tries = Tries(NEVER, record._context.copy())
 
@@ -91,7 +96,7 @@ class Guarding:
         record = entry[3]
         if record in self._leaves:
             return True
-        if self._is_quiet and (ticket := self.guards.admit()) is not None:
+        if self._is_quiet and (ticket := self._admit()) is not None:
             self._leaves[record] = ticket
             return True
         if self._give_leave(record):
@@ -179,7 +184,7 @@ class Guarding:
     def ended(self, record: Record) -> None:
         if self._is_quiet:
             if (ticket := self._leaves.pop(record, None)) is not None:
-                self.guards.ended(ticket)
+                self._end(ticket)
             return
         self._reserved.pop(record, None)
         self._shed.pop(record, None)

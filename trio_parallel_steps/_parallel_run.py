@@ -97,7 +97,11 @@ class ParallelRun:
         step = self._step
         failure: Exception | None = None
         base = begin(self._held.value, step.context_include_keys) if step._takes_context else None
-        ends = {name: Held(None if base is None else base.given) for name in step.branches}
+        if base is None and self._around.journal is None:  # nothing is held of any
+            ends = dict.fromkeys(step.branches, Held(None))
+        else:
+            given = None if base is None else base.given
+            ends = {name: Held(given) for name in step.branches}
         try:
             await self._run_branches(ends)
         except StepTimeout as exc:
