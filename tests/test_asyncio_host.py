@@ -11,8 +11,8 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import uvloop
 
 import trio_parallel_steps
 from drivers import EAGER, needs_eager, run_asyncio
+from jumps import garbage
 from loops import Stalled, VirtualLoop, VirtualUvloop
 from trio_parallel_steps import (
     COLLECT,
@@ -1349,27 +1350,6 @@ def test_ctrl_c(runner: str, factory: str, body: str) -> None:
 
 
 # ---------------------------------------------------------------- no litter
-
-
-@contextmanager
-def garbage() -> Iterator[list[Any]]:
-    """What only the garbage collector could free, of our own making or an exception."""
-    gc.collect()
-    gc.disable()
-    found: list[Any] = []
-    flags = gc.get_debug()
-    try:
-        yield found
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        for each in gc.garbage:
-            module = type(each).__module__
-            if module.startswith("trio_parallel_steps") or isinstance(each, BaseException):
-                found.append(each)
-    finally:
-        gc.set_debug(flags)
-        gc.garbage.clear()
-        gc.enable()
 
 
 async def _all_well() -> None:
