@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import Phase, settings
 
+import drivers
 from clocks import PATIENCE, stalls_fail
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and so would the children of
@@ -29,3 +30,9 @@ if settings.get_current_profile_name() == "default":
 def a_stall_is_a_failure() -> Iterator[None]:
     with stalls_fail(float(os.environ.get("PATIENCE", PATIENCE))):
         yield
+
+
+@pytest.fixture
+def threads_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait for threads, and would take seconds each."""
+    monkeypatch.setattr(drivers, "PAUSE", 0.001)

@@ -27,6 +27,10 @@ T = TypeVar("T")
 
 EAGER: Final = sys.version_info >= (3, 12)
 
+PAUSE = 0.0
+"""Seconds of real time that trio, with nothing to do, sleeps before time jumps.  A loop that does
+not sleep takes the interpreter from threads that work: see `threads_work` in conftest."""
+
 
 class Event(Protocol):
     def set(self) -> object: ...
@@ -231,7 +235,7 @@ def run_trio(program: Callable[..., Awaitable[T]], *args: Any) -> T:
     return trio.run(
         program,
         *args,
-        clock=trio.testing.MockClock(autojump_threshold=0),
+        clock=trio.testing.MockClock(autojump_threshold=PAUSE),
         strict_exception_groups=True,
     )
 
@@ -321,7 +325,7 @@ async def _in_anyio(program: Callable[[World], Awaitable[T]], backend: str) -> T
 
 
 def on_anyio_trio(program: Callable[[World], Awaitable[T]]) -> T:
-    clock = trio.testing.MockClock(autojump_threshold=0)
+    clock = trio.testing.MockClock(autojump_threshold=PAUSE)
     options = {"clock": clock}
     result: Any = anyio.run(_in_anyio, program, "trio", backend="trio", backend_options=options)
     return cast(T, result)
@@ -340,6 +344,7 @@ DRIVERS: Final[dict[str, Driver]] = {
     "anyio-trio": on_anyio_trio,
     "anyio-asyncio": on_anyio_asyncio,
 }
+
 
 needs_eager: Final = pytest.mark.skipif(not EAGER, reason="eager task factories are of 3.12")
 

@@ -18,6 +18,8 @@ from drivers import EVERY_DRIVER, Driver, World, on_asyncio, on_trio
 from trio_parallel_steps import COLLECT, BranchStatus, open_branch_nursery, run_branches
 from trio_parallel_steps.cache import Cache, CacheWarning
 
+pytestmark = pytest.mark.usefixtures("threads_work")
+
 
 class Calls:
     def __init__(self) -> None:

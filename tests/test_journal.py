@@ -22,6 +22,8 @@ from drivers import EVERY_DRIVER, Driver, World, on_asyncio, on_trio
 from trio_parallel_steps import JournalError
 from trio_parallel_steps._journal import NO_CONTEXT, Entry, Journal, open_journal
 
+pytestmark = pytest.mark.usefixtures("threads_work")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

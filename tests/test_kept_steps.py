@@ -30,6 +30,8 @@ from trio_parallel_steps import (
 )
 from trio_parallel_steps.cache import Cache
 
+pytestmark = pytest.mark.usefixtures("threads_work")
+
 # Functions that a cache can know again stand at a module's top level, and so do their calls.
 calls: list[Any] = []
 
