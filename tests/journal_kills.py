@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -145,6 +146,14 @@ def main(folder: Path, host: str, kills: int, seed: int, what: str) -> None:
     if what == "pipeline":
         with Path(os.devnull).open("wb") as nowhere:
             run_branches_sync({"rest": lambda: resume(folder, kills, nowhere.fileno())}, host=host)
+
+
+def run(folder: Path, host: str, kills: int, seed: int, what: str) -> None:
+    """`main`, in a process of its own, which has nothing to say."""
+    command = [sys.executable, __file__, str(folder), host, str(kills), str(seed), what]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert (told.stdout, told.stderr, told.returncode) == ("", "", 0)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from trio_parallel_steps import (
 )
 from trio_parallel_steps.cache import Cache, CacheWarning
 from trio_parallel_steps.cache._flights import _calls as calls_around
-from trio_parallel_steps.cache._keys import key_of
+from trio_parallel_steps.cache._keys import Keyer
 
 SUCCEEDED = BranchStatus.SUCCEEDED
 CANCELLED = BranchStatus.CANCELLED
@@ -656,7 +656,7 @@ def test_different_calls_do_not(one: Any, other: Any) -> None:
 
 def test_functions_differ_and_so_do_versions() -> None:
     assert wrapped_calls((ask, (1,), {}), (ask_too, (1,), {})) == 2
-    keys = {key_of(ask, version, (1,), {}) for version in ("", "1", "2", "1")}
+    keys = {Keyer(ask, version)((1,), {}) for version in ("", "1", "2", "1")}
     assert len(keys) == 3
 
 

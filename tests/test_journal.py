@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import sqlite3
@@ -470,13 +469,7 @@ async def test_a_record_of_a_cancelled_branch_is_no_exception(path: Path) -> Non
 def test_a_kill_at_any_moment_loses_nothing_that_was_recorded(tmp_path: Path, host: str) -> None:
     """Each of 60 children is killed, and the next goes on; what was recorded is not done again."""
     kills = 60
-    script = Path(__file__).with_name("journal_kills.py")
-    command = [sys.executable, str(script), str(tmp_path), host, str(kills), "8", "journal"]
-    path = os.pathsep.join(sys.path)
-    told = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert (told.stdout, told.stderr, told.returncode) == ("", "", 0)
+    journal_kills.run(tmp_path, host, kills, 8, "journal")
     effects = journal_kills.lines(tmp_path / "effects")
     recorded = journal_kills.lines(tmp_path / "recorded")
     assert len({child for _, child in recorded}) > kills // 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from functools import partial
 from itertools import pairwise
@@ -458,13 +456,7 @@ def test_a_cache_and_a_journal_go_together(driver: Driver, tmp_path: Path) -> No
 def test_a_pipeline_that_is_killed_goes_on_where_it_was(tmp_path: Path, host: str) -> None:
     """By SIGKILL, 50 times on each host; what was recorded is not done again."""
     kills = 50
-    script = Path(__file__).with_name("journal_kills.py")
-    command = [sys.executable, str(script), str(tmp_path), host, str(kills), "5", "pipeline"]
-    path = os.pathsep.join(sys.path)
-    told = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert (told.stdout, told.stderr, told.returncode) == ("", "", 0)
+    journal_kills.run(tmp_path, host, kills, 5, "pipeline")
     recorded = journal_kills.lines(tmp_path / "recorded")
     assert len({child for _, child in recorded}) > kills // 4
     effects = journal_kills.lines(tmp_path / "effects")

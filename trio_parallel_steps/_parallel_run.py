@@ -78,9 +78,21 @@ class ParallelRun:
             if is_timeout(exc, self._result):
                 status, reason = BranchStatus.TIMED_OUT, str(exc)
         name = self._step.name
-        rest = (1, began, began, run.now(), 0, False, self._result)
         try:
-            return StepResult(name, name, status, output, exception, reason, *rest)
+            return StepResult(
+                key=name,
+                name=name,
+                status=status,
+                output=output,
+                exception=exception,
+                reason=reason,
+                attempts=1,
+                submitted_at=began,
+                started_at=began,
+                ended_at=run.now(),
+                completion_index=0,
+                branches=self._result,
+            )
         finally:
             del exception  # whose traceback keeps this frame: no cycles
 

@@ -50,9 +50,3 @@ class Keyer:
             except TypeError as exc:
                 raise TypeError(f"`{name}` of {self.name}() can't be part of a key: {exc}") from exc
         return sha256(text(form).encode()).hexdigest()
-
-
-def key_of(
-    async_fn: Callable[..., Any], version: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str:
-    return Keyer(async_fn, version)(args, kwargs)
